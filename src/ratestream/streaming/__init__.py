@@ -1,0 +1,69 @@
+"""A stream runtime: Faust's programming model over batches.
+
+app = App("averages")
+quotes = app.topic("quotes", value_type=Quote)
+sums = app.Table("sums", value_type=Decimal, default=Decimal, partitions_of=quotes)
+
+@app.agent(quotes)
+async def add(stream):
+    async for quote in stream:
+        sums[quote.pair] += quote.value
+
+await Worker(app, broker, WorkerConfig()).run()
+"""
+
+from ratestream.streaming.app import App
+from ratestream.streaming.errors import (
+    AgentError,
+    BrokerError,
+    ConfigurationError,
+    DecodeError,
+    DeliveryError,
+    FencedError,
+    MessageTooLargeError,
+    StateError,
+    StreamingError,
+    TopicError,
+)
+from ratestream.streaming.streams import Event, Stream
+from ratestream.streaming.tables import Table
+from ratestream.streaming.topics import Topic
+from ratestream.streaming.types import (
+    Broker,
+    ConsumerConfig,
+    OutgoingRecord,
+    ProducerConfig,
+    Record,
+    TopicPartition,
+    TopicSpec,
+    WorkerConfig,
+)
+from ratestream.streaming.worker import Worker, WorkerState
+
+__all__ = [
+    "AgentError",
+    "App",
+    "Broker",
+    "BrokerError",
+    "ConfigurationError",
+    "ConsumerConfig",
+    "DecodeError",
+    "DeliveryError",
+    "Event",
+    "FencedError",
+    "MessageTooLargeError",
+    "OutgoingRecord",
+    "ProducerConfig",
+    "Record",
+    "StateError",
+    "Stream",
+    "StreamingError",
+    "Table",
+    "Topic",
+    "TopicError",
+    "TopicPartition",
+    "TopicSpec",
+    "Worker",
+    "WorkerConfig",
+    "WorkerState",
+]

@@ -1,0 +1,181 @@
+"""An app: what a service declares. Nothing here connects to anything; a `Worker` runs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Literal, TypeVar
+
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from ratestream.streaming.errors import ConfigurationError
+from ratestream.streaming.streams import Agent, AgentFunction
+from ratestream.streaming.tables import AnyTable, Table
+from ratestream.streaming.timers import Timer
+from ratestream.streaming.topics import AnyTopic, Topic
+from ratestream.streaming.types import TopicSpec
+
+K = TypeVar("K")
+V = TypeVar("V")
+Page = Callable[[Request], Awaitable[Response]]
+Task = Callable[[], Awaitable[None]]
+Lifespan = Callable[["App"], AsyncIterator[None]]
+_NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
+
+
+class App:
+    """The declarations of one service.
+
+    `id` is its consumer group, and the prefix of its changelogs. `dead_letter`, once set, takes
+    the records that cannot be decoded. `leader_topic`, once set, elects: the instance to which
+    the group gives its partition 0 runs the timers declared with `on_leader`. `cluster_id` is
+    known from the lifespan on.
+    """
+
+    def __init__(self, id: str) -> None:  # noqa: A002 - Faust's name for it
+        self.id = _checked_name("app id", id)
+        self.registry = CollectorRegistry()
+        self.dead_letter: AnyTopic | None = None
+        self.leader_topic: AnyTopic | None = None
+        self.cluster_id = ""
+        self.topics: dict[str, AnyTopic] = {}
+        self.tables: dict[str, AnyTable] = {}
+        self.agents: list[Agent] = []
+        self.timers: list[Timer] = []
+        self.tasks: list[Task] = []
+        self.pages: dict[str, Page] = {}
+        self.mounted: ASGIApp | None = None
+        self.readiness_checks: dict[str, Callable[[], str | None]] = {}
+        self._lifespan: Callable[[App], AbstractAsyncContextManager[None]] | None = None
+
+    def topic(
+        self,
+        name: str,
+        *,
+        value_type: type[V],
+        key_type: type[K] = str,  # type: ignore[assignment]  # a default for a type variable
+        partitions: int = 8,
+        cleanup_policy: Literal["delete", "compact"] = "delete",
+        retention_ms: int = 7 * 24 * 3600 * 1000,
+        max_message_bytes: int = 1_048_576,
+    ) -> Topic[K, V]:
+        """Declare a topic to read or to send to. Types: `bytes` as they are, `str` UTF-8 text,
+        anything else JSON. The rest is used if the worker has to make the topic."""
+        if name in self.topics:
+            raise ConfigurationError(f"{self.id}: topic {name} is declared twice")
+        spec = TopicSpec(
+            name=_checked_name("topic", name),
+            partitions=partitions,
+            cleanup_policy=cleanup_policy,
+            retention_ms=retention_ms,
+            max_message_bytes=max_message_bytes,
+        )
+        topic: Topic[K, V] = Topic(spec, key_type, value_type)
+        self.topics[name] = topic
+        return topic
+
+    def Table(  # noqa: N802 - Faust's name for it
+        self,
+        name: str,
+        *,
+        value_type: type[V],
+        partitions_of: AnyTopic,
+        key_type: type[K] = str,  # type: ignore[assignment]  # a default for a type variable
+        default: Callable[[], V] | None = None,
+    ) -> Table[K, V]:
+        """Declare a table that is split like `partitions_of`, whose agents may write it."""
+        if name in self.tables:
+            raise ConfigurationError(f"{self.id}: table {name} is declared twice")
+        changelog = TopicSpec(
+            name=f"{self.id.replace('_', '-')}-{_checked_name('table', name)}-changelog",
+            partitions=partitions_of.spec.partitions,
+            cleanup_policy="compact",
+            retention_ms=-1,
+            max_message_bytes=partitions_of.spec.max_message_bytes,
+        )
+        table: Table[K, V] = Table(name, changelog, partitions_of, (key_type, value_type), default)
+        self.tables[name] = table
+        return table
+
+    def agent(self, topic: AnyTopic) -> Callable[[AgentFunction], AgentFunction]:
+        """Declare a function that reads `topic` for ever."""
+
+        def declare(function: AgentFunction) -> AgentFunction:
+            self.agents.append(Agent(_name_of(function), topic, function))
+            return function
+
+        return declare
+
+    def timer(
+        self, interval: float, *, on_leader: bool = False, name: str | None = None
+    ) -> Callable[[Task], Task]:
+        """Declare a function to be called every `interval` seconds; see `Timer`."""
+
+        def declare(function: Task) -> Task:
+            self.timers.append(Timer(name or _name_of(function), interval, function, on_leader))
+            return function
+
+        return declare
+
+    def task(self, function: Task) -> Task:
+        """Declare a function to be called once, when the worker starts."""
+        self.tasks.append(function)
+        return function
+
+    def page(self, path: str) -> Callable[[Page], Page]:
+        """Declare a function that answers GET requests for `path`."""
+
+        def declare(function: Page) -> Page:
+            self.pages[path] = function
+            return function
+
+        return declare
+
+    def mount(self, asgi: ASGIApp) -> None:
+        """Serve an ASGI application for every path that is neither a page nor the runtime's."""
+        self.mounted = asgi
+
+    def lifespan(self, function: Lifespan) -> Lifespan:
+        """Declare an async generator function: what is before its `yield` runs before any agent,
+        timer or task, what is after it when all of them have ended."""
+        self._lifespan = asynccontextmanager(function)
+        return function
+
+    def resources(self) -> AbstractAsyncContextManager[None]:
+        """The lifespan, to be entered once by the worker."""
+        return self._lifespan(self) if self._lifespan else _nothing()
+
+    def add_readiness_check(self, name: str, check: Callable[[], str | None]) -> None:
+        """`check` returns None when ready, otherwise the reason why not. It must not block."""
+        self.readiness_checks[name] = check
+
+    def input_topics(self) -> list[str]:
+        """What the consumer group subscribes to."""
+        topics = [agent.topic for agent in self.agents]
+        if self.leader_topic is not None:
+            topics.append(self.leader_topic)
+        return sorted({topic.name for topic in topics})
+
+    def topic_specs(self) -> list[TopicSpec]:
+        """Every topic the app needs, changelogs included."""
+        declared = [topic.spec for topic in self.topics.values()]
+        return declared + [table.changelog for table in self.tables.values()]
+
+
+@asynccontextmanager
+async def _nothing() -> AsyncIterator[None]:
+    yield
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", function))
+
+
+def _checked_name(what: str, name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"{what} {name!r}: allowed are 1 to 200 of a-z A-Z 0-9 . _ -")
+    return name

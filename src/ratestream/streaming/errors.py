@@ -1,0 +1,55 @@
+"""Every error the runtime raises.
+
+StreamingError
+├── ConfigurationError      the program or its settings are wrong; trying again cannot help
+│   ├── TopicError          a topic is missing or has the wrong shape
+│   └── StateError          a data folder belongs to someone else, or has another format
+├── BrokerError             the broker said no, or nothing; trying again may help
+│   ├── DeliveryError       a record was not acknowledged
+│   └── FencedError         another consumer owns the partition now
+├── DecodeError             bytes that are not what the topic declares
+├── MessageTooLargeError    a record larger than the topic takes
+└── AgentError              an agent's code raised, or returned
+"""
+
+from __future__ import annotations
+
+
+class StreamingError(Exception):
+    """The root of this tree."""
+
+
+class ConfigurationError(StreamingError):
+    """The program or its settings are wrong: the worker stops, and trying again cannot help."""
+
+
+class TopicError(ConfigurationError):
+    """A topic is missing or has another number of partitions than it must have."""
+
+
+class StateError(ConfigurationError):
+    """A data folder belongs to another cluster, another process or another format version."""
+
+
+class BrokerError(StreamingError):
+    """The broker refused or did not answer in time; the worker backs off and tries again."""
+
+
+class DeliveryError(BrokerError):
+    """At least one record was not acknowledged: nothing that depends on it may be committed."""
+
+
+class FencedError(BrokerError):
+    """A commit for a partition that this consumer no longer owns."""
+
+
+class DecodeError(StreamingError):
+    """The bytes of a record are not what its topic declares. The message is the reason."""
+
+
+class MessageTooLargeError(StreamingError):
+    """A record exceeds its topic's `max_message_bytes`; nothing was sent."""
+
+
+class AgentError(StreamingError):
+    """An agent raised or returned; names the agent, and the record it was at."""

@@ -1,0 +1,112 @@
+"""One partition of one table on disk: RocksDB, met here and nowhere else.
+
+Values and the changelog offset they stand at are written in one WriteBatch, so that after a
+kill -9 at any instruction a store is either right or knowingly old. Keys are prefixed: `d` for
+the table's data, `m` for what the store knows about itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rocksdict import Options, Rdict, WriteBatch
+
+from ratestream.streaming.errors import StateError
+
+FORMAT = 1
+_CHECKPOINT = b"mcheckpoint"
+_FORMAT = b"mformat"
+_CHANGELOG = b"mchangelog"
+_WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+
+
+class Store:
+    """A sorted map of bytes that knows which changelog it mirrors, and up to where.
+
+    `changelog_id` names cluster and topic. A folder that mirrors another changelog, has a newer
+    format, or is open in another process raises `StateError`.
+    """
+
+    def __init__(self, path: Path, changelog_id: str) -> None:
+        self.path = path
+        self._changelog_id = changelog_id
+        self._open()
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+        options.set_keep_log_file_num(2)
+        try:
+            self._db = Rdict(str(self.path), options)
+        except Exception as error:  # rocksdict raises nothing more precise
+            raise StateError(
+                f"the state folder {self.path} cannot be opened ({error}); "
+                "give each instance a data_dir of its own"
+            ) from error
+        self._claim()
+
+    def _claim(self) -> None:
+        format_version = int(self._db.get(_FORMAT) or FORMAT)
+        changelog_id = (self._db.get(_CHANGELOG) or self._changelog_id.encode()).decode()
+        if format_version > FORMAT:
+            self.close()
+            raise StateError(
+                f"the state folder {self.path} has format {format_version}, "
+                f"this version of ratestream knows formats up to {FORMAT}"
+            )
+        if changelog_id != self._changelog_id:
+            self.close()
+            raise StateError(
+                f"the state folder {self.path} belongs to changelog {changelog_id}, "
+                f"not to {self._changelog_id}: another cluster or a topic made anew; "
+                "move the folder away to rebuild the table from the changelog"
+            )
+        self._db[_FORMAT] = str(FORMAT).encode()
+        self._db[_CHANGELOG] = self._changelog_id.encode()
+
+    @property
+    def checkpoint(self) -> int | None:
+        """The changelog's next offset that this store does not contain; None when it is new."""
+        value = self._db.get(_CHECKPOINT)
+        return None if value is None else int(value)
+
+    def get(self, key: bytes) -> bytes | None:
+        value: bytes | None = self._db.get(b"d" + key)
+        return value
+
+    def write(self, changes: Mapping[bytes, bytes | None], checkpoint: int) -> None:
+        """Apply changes (None deletes) and the new checkpoint, all or nothing."""
+        batch = WriteBatch(raw_mode=True)
+        for key, value in changes.items():
+            if value is None:
+                batch.delete(b"d" + key)
+            else:
+                batch.put(b"d" + key, value)
+        batch.put(_CHECKPOINT, str(checkpoint).encode())
+        self._db.write(batch)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys in byte order, with their values."""
+        key: bytes
+        value: bytes
+        for key, value in self._db.items(from_key=b"d"):  # type: ignore[assignment]  # raw mode
+            if not key.startswith(b"d"):
+                return
+            yield key[1:], value
+
+    def estimated_bytes(self) -> int:
+        """What the store takes on disk, as RocksDB estimates it."""
+        return self._db.property_int_value("rocksdb.total-sst-files-size") or 0
+
+    def wipe(self) -> None:
+        """Forget everything, checkpoint included."""
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._open()
+
+    def close(self) -> None:
+        self._db.close()

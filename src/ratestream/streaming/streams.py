@@ -1,0 +1,251 @@
+"""Streams and agents: how a program reads.
+
+The worker feeds a stream one batch at a time. An agent iterates it with a plain `async for`, which
+does not suspend between records except to give the event loop a turn every few milliseconds.
+A record is done when the agent asks for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from ratestream.streaming.errors import AgentError, ConfigurationError
+from ratestream.streaming.topics import AnyTopic, Work, current_work
+from ratestream.streaming.types import Headers, OutgoingRecord, Record, TopicPartition
+
+V = TypeVar("V")
+_TURN_SECONDS = 0.01
+_REASON_BYTES = 1_000
+
+
+class Event(NamedTuple):
+    """A record with its decoded key and value."""
+
+    key: Any
+    value: Any
+    record: Record
+
+
+class Stream(Generic[V]):
+    """What an agent reads: the values of one topic, from this instance's partitions."""
+
+    def __init__(self, topic: AnyTopic, work: Work, rejections: Rejections) -> None:
+        self.topic = topic
+        self._work = work
+        self._rejections = rejections
+        self._waiting: deque[Event] = deque()
+        self._held: list[Event] = []
+        self._current: Event | None = None
+        self._fed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._turn_ends = 0.0
+
+    def __aiter__(self) -> AsyncIterator[V]:
+        return self._values()
+
+    async def _values(self) -> AsyncIterator[V]:
+        async for event in self.records():
+            yield event.value
+
+    async def items(self) -> AsyncIterator[tuple[Any, V]]:
+        """Keys and values."""
+        async for event in self.records():
+            yield event.key, event.value
+
+    async def records(self) -> AsyncIterator[Event]:
+        """Key, value and everything the broker knows of each record."""
+        waiting, work = self._waiting, self._work
+        while True:
+            while waiting:
+                event = waiting.popleft()
+                self._current = event
+                work.partition = event.record.partition
+                yield event
+                if time.monotonic() > self._turn_ends:
+                    await self._give_turn()
+            self._current = work.partition = None
+            await self._more(None)
+
+    async def take(self, n: int, *, within: float) -> AsyncIterator[list[Event]]:
+        """Up to `n` events at a time, sooner when `within` seconds have passed since the first.
+        They count as done, all of them, when the next list is asked for."""
+        if n < 1 or within < 0:
+            raise ConfigurationError(f"take({n}, within={within}): n >= 1 and within >= 0")
+        while True:
+            await self._fill(n, within)
+            yield list(self._held)
+            self._held.clear()
+
+    async def _fill(self, n: int, within: float) -> None:
+        deadline = None
+        while len(self._held) < n:
+            while self._waiting and len(self._held) < n:
+                self._held.append(self._waiting.popleft())
+            if len(self._held) == n:
+                return
+            if self._held and deadline is None:
+                deadline = time.monotonic() + within
+            if not self._held:  # a rebalance may have taken them away
+                deadline = None
+            if not await self._more(deadline) and self._held:
+                return
+
+    async def _more(self, deadline: float | None) -> bool:
+        """Wait for more to read, idle meanwhile; False when the deadline passed first."""
+        if self._waiting:
+            return True
+        self._fed.clear()
+        self._idle.set()
+        try:
+            if deadline is None:
+                await self._fed.wait()
+            else:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._fed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._idle.clear()
+            self._turn_ends = time.monotonic() + _TURN_SECONDS
+        return True
+
+    async def _give_turn(self) -> None:
+        await asyncio.sleep(0)
+        self._turn_ends = time.monotonic() + _TURN_SECONDS
+
+    async def reject(
+        self, reason: str, *, of: Record | None = None, value: bytes | None = None
+    ) -> None:
+        """Put the record the agent is at (or the one given, inside `take`) on the dead-letter
+        topic as it was received, or only `value` of it, with the reason in a header."""
+        record = of or (self._current.record if self._current else None)
+        if record is None:
+            raise ConfigurationError("reject: no record is current; name it with `of`")
+        await self._work.outbox.put(self._rejections.record(record, reason, value))
+
+    # What the worker does with a stream.
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Give the agent more to read."""
+        self._waiting.extend(events)
+        if self._waiting:
+            self._idle.clear()
+            self._fed.set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the agent waits for more: everything it was fed is done, or held by `take`."""
+        return self._idle.is_set()
+
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
+    def first_undone(self) -> dict[TopicPartition, int]:
+        """For each partition with records not done, the offset of the first."""
+        first: dict[TopicPartition, int] = {}
+        for event in (*self._held, *self._waiting):
+            partition = event.record.topic_partition
+            first[partition] = min(event.record.offset, first.get(partition, event.record.offset))
+        return first
+
+    def drop(self, partitions: Collection[TopicPartition]) -> None:
+        """Forget what is not done of these partitions: another instance will read it."""
+        kept = [each for each in self._waiting if each.record.topic_partition not in partitions]
+        self._waiting.clear()
+        self._waiting.extend(kept)
+        self._held[:] = [e for e in self._held if e.record.topic_partition not in partitions]
+
+    @property
+    def at(self) -> str:
+        """Where the agent is, for errors."""
+        record = self._current.record if self._current else None
+        if record is None and self._held:
+            record = self._held[0].record
+        return f"{record.topic}[{record.partition}]@{record.offset}" if record else "no record"
+
+
+AnyStream = Stream[Any]
+
+
+class Rejections:
+    """Makes the records of the dead-letter topic."""
+
+    def __init__(self, service: str, topic: AnyTopic | None) -> None:
+        self._service = service
+        self._topic = topic
+
+    def record(self, rejected: Record, reason: str, value: bytes | None = None) -> OutgoingRecord:
+        """`rejected` as received (or `value` in its place), with headers `topic`, `partition`,
+        `offset`, `timestamp`, `service` and `reason`. Raises `ConfigurationError` without a topic
+        for it: a record is never skipped silently."""
+        if self._topic is None:
+            raise ConfigurationError(
+                f"{self._service}: {rejected.topic}[{rejected.partition}]@{rejected.offset} cannot "
+                f"be processed ({reason}) and the app declares no dead_letter topic"
+            )
+        headers: Headers = (
+            ("topic", rejected.topic.encode()),
+            ("partition", str(rejected.partition).encode()),
+            ("offset", str(rejected.offset).encode()),
+            ("timestamp", str(rejected.timestamp).encode()),
+            ("service", self._service.encode()),
+            ("reason", reason.encode()[:_REASON_BYTES]),
+        )
+        content = rejected.value if value is None else value
+        # Sent with the time of the rejection: retention must not delete what is already old.
+        return self._topic.encode(rejected.key, content, None, headers)
+
+
+AgentFunction = Callable[[AnyStream], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A function that reads one topic for ever."""
+
+    name: str
+    topic: AnyTopic
+    function: AgentFunction
+
+
+class RunningAgent:
+    """One run of an agent's coroutine. An abort ends it; only tables survive that."""
+
+    def __init__(self, agent: Agent, work: Work, rejections: Rejections) -> None:
+        self.agent = agent
+        self.stream: AnyStream = Stream(agent.topic, work, rejections)
+        context = copy_context()
+        context.run(current_work.set, work)
+        self.task = asyncio.get_running_loop().create_task(
+            self._run(), name=f"agent {agent.name}", context=context
+        )
+
+    async def _run(self) -> None:
+        try:
+            await self.agent.function(self.stream)
+        except Exception as error:  # the boundary: whatever an agent raises stops its worker
+            raise AgentError(
+                f"agent {self.agent.name} failed at {self.stream.at}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        raise AgentError(f"agent {self.agent.name} returned; an agent reads for ever")
+
+    async def wait_idle(self) -> None:
+        """Until everything fed is done. Raises `AgentError` when the agent fails first."""
+        idle = asyncio.ensure_future(self.stream.wait_idle())
+        try:
+            await asyncio.wait((idle, self.task), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+        if self.task.done():
+            self.task.result()
+
+    async def cancel(self) -> None:
+        self.task.cancel()
+        await asyncio.wait((self.task,))

@@ -1,0 +1,101 @@
+"""A topic as a program declares it: a name, its types, and `send`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, Generic, Protocol, TypeVar
+
+from ratestream.streaming.codecs import codec_for
+from ratestream.streaming.errors import ConfigurationError, MessageTooLargeError
+from ratestream.streaming.types import Headers, OutgoingRecord, TopicSpec
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+RECORD_OVERHEAD_BYTES = 256
+"""What a record may take on the wire beside its key, value and headers."""
+
+
+class Outbox(Protocol):
+    """Where `send` puts a record."""
+
+    async def put(self, record: OutgoingRecord) -> None: ...
+
+
+class Work:
+    """What an agent is doing: where its sends go, and the partition whose record it is at.
+
+    `partition` is None while no single record is current, as in `take`.
+    """
+
+    __slots__ = ("outbox", "partition")
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.partition: int | None = None
+
+
+current_work: ContextVar[Work | None] = ContextVar("current_work", default=None)
+"""Set inside agents and nowhere else: timers, tasks and pages have none."""
+
+
+class Topic(Generic[K, V]):
+    """A topic of the app.
+
+    `send` inside an agent only buffers: the record is written when the agent's progress is
+    committed. From timers, tasks and pages it returns when the broker has acknowledged the
+    record, and raises `DeliveryError` when it does not.
+    """
+
+    def __init__(self, spec: TopicSpec, key_type: type[K], value_type: type[V]) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.key_codec = codec_for(key_type)
+        self.value_codec = codec_for(value_type)
+        self.direct: Outbox | None = None
+        """Where sends from outside agents go; the worker sets it while it runs."""
+
+    async def send(
+        self,
+        *,
+        key: K | None = None,
+        value: V | None,
+        timestamp: int | None = None,
+        headers: Mapping[str, bytes] | Headers = (),
+    ) -> None:
+        """Send one record. `timestamp` is milliseconds since the epoch, UTC; now if left out.
+        Raises `MessageTooLargeError` when the topic would not take it."""
+        record = self.encode(key, value, timestamp, headers)
+        work = current_work.get()
+        outbox = self.direct if work is None else work.outbox
+        if outbox is None:
+            raise ConfigurationError(f"{self.name}: nothing can be sent before the worker runs")
+        await outbox.put(record)
+
+    def encode(
+        self,
+        key: K | None,
+        value: V | None,
+        timestamp: int | None = None,
+        headers: Mapping[str, bytes] | Headers = (),
+    ) -> OutgoingRecord:
+        """The record that `send` would send. Raises `MessageTooLargeError`."""
+        raw_key = None if key is None else self.key_codec.encode(key)
+        raw_value = None if value is None else self.value_codec.encode(value)
+        raw_headers = tuple(headers.items()) if isinstance(headers, Mapping) else headers
+        self._check_size(raw_key, raw_value, raw_headers)
+        return OutgoingRecord(self.name, raw_key, raw_value, None, timestamp, raw_headers)
+
+    def _check_size(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"")
+        for name, content in headers:
+            size += len(name) + len(content)
+        if size > self.spec.max_message_bytes:
+            raise MessageTooLargeError(
+                f"{self.name}: a record of {size} bytes, "
+                f"max_message_bytes allows {self.spec.max_message_bytes}"
+            )
+
+
+AnyTopic = Topic[Any, Any]

@@ -1,0 +1,278 @@
+"""The words that all of the runtime shares: records, topics, and what a broker can do.
+
+A broker is anything that keeps these protocols: Apache Kafka (`kafka.py`) or the local one
+(`local.py`). Their calls block, so a worker makes them on the one thread that owns its consumer
+and producer, never on the event loop. Offsets are always *next* offsets: a committed offset,
+a position and a high watermark each name the first record not yet read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+class Record(NamedTuple):
+    """A record as the broker keeps it. `timestamp` is milliseconds since the epoch, UTC."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+    headers: Headers = ()
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+
+class OutgoingRecord(NamedTuple):
+    """A record to be sent.
+
+    Without a `partition` the key's murmur2 hash chooses one, as Kafka's own clients do; without
+    a `timestamp` (milliseconds since the epoch, UTC) it is the time of sending.
+    """
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    timestamp: int | None = None
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """What a topic should be. `retention_ms` -1 keeps for ever; sizes are bytes."""
+
+    name: str
+    partitions: int = 8
+    replication_factor: int = 1
+    cleanup_policy: Literal["delete", "compact"] = "delete"
+    retention_ms: int = 7 * 24 * 3600 * 1000
+    max_message_bytes: int = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDescription:
+    """What a topic is. `topic_id` changes when a topic is deleted and made again."""
+
+    name: str
+    topic_id: str
+    partitions: int
+
+
+class Watermarks(NamedTuple):
+    """The first offset kept and the next offset to be written; equal when there is nothing."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerConfig:
+    """How a consumer reads. Without a `group` it only takes what `assign` gives it.
+
+    `offset_reset` says where a partition without a committed offset starts, and what an offset
+    out of range means: "error" raises `OffsetOutOfRange` from `poll`. Times are seconds, sizes
+    bytes; `buffer_bytes` bounds what is fetched ahead.
+    """
+
+    group: str | None = None
+    client_id: str = "ratestream"
+    offset_reset: Literal["earliest", "latest", "error"] = "earliest"
+    session_timeout: float = 10.0
+    heartbeat_interval: float = 1.0
+    max_poll_interval: float = 300.0
+    buffer_bytes: int = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerConfig:
+    """How a producer writes: always idempotent, always acknowledged by all in-sync replicas.
+
+    A record not acknowledged within `delivery_timeout` seconds has failed. At most
+    `buffer_bytes` and `buffer_records` wait to be sent; `send` waits when they are full.
+    """
+
+    client_id: str = "ratestream"
+    linger: float = 0.005
+    delivery_timeout: float = 60.0
+    buffer_bytes: int = 64 * 1024 * 1024
+    buffer_records: int = 200_000
+    max_message_bytes: int = 8 * 1024 * 1024
+
+
+class OffsetOutOfRange(Exception):  # noqa: N818 - a condition to act upon, not a failure
+    """The position of `partition` is not, or no longer, in the log."""
+
+    def __init__(self, partition: TopicPartition, offset: int) -> None:
+        super().__init__(f"{partition.topic}[{partition.partition}] has no offset {offset}")
+        self.partition = partition
+        self.offset = offset
+
+
+class RebalanceListener(Protocol):
+    """Called inside `Consumer.poll` (and `close`), on its thread."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Partitions that are newly this consumer's. They start paused, at the offsets returned
+        here; those without one start where the group last committed."""
+        ...
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """Partitions about to be given away: the last moment to commit for them."""
+        ...
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """Partitions that are already someone else's: nothing can be committed for them."""
+        ...
+
+
+class Consumer(Protocol):
+    """Reads partitions. Used by one thread at a time."""
+
+    def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
+        """Join the group; partitions arrive through the listener, incrementally."""
+        ...
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read exactly these partitions from these offsets, without a group; not paused.
+        Replaces what was assigned before; an empty mapping reads nothing."""
+        ...
+
+    def poll(self, max_records: int, timeout: float) -> list[Record]:
+        """At most `max_records`, in offset order within a partition. Returns as soon as there is
+        at least one, or empty after `timeout` seconds. Never returns a record of a paused or
+        revoked partition. Raises `OffsetOutOfRange` (with `offset_reset="error"`) or `BrokerError`.
+        """
+        ...
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        """The partitions this consumer has now."""
+        ...
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """Return nothing of these until `resume`; positions stay, heartbeats go on."""
+        ...
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """The next record read of an assigned partition is at `offset`."""
+        ...
+
+    def position(self, partition: TopicPartition) -> int | None:
+        """The offset after the last record (or control record) passed; None before the first
+        fetch of a partition that has no explicit start."""
+        ...
+
+    def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
+        """Asked of the broker, not of a cache. Raises `BrokerError`."""
+        ...
+
+    def committed(
+        self, partitions: Sequence[TopicPartition], timeout: float = 10.0
+    ) -> dict[TopicPartition, int]:
+        """The group's committed offsets; partitions without one are absent."""
+        ...
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Returns when the broker has it. Raises `FencedError` when a partition is no longer
+        this consumer's, `BrokerError` otherwise."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group at once (after `revoked`), release everything. Does not commit."""
+        ...
+
+
+class Producer(Protocol):
+    """Writes records. Used by one thread at a time."""
+
+    def send(self, records: Sequence[OutgoingRecord]) -> None:
+        """Queue, in order; waits (bounded by the delivery timeout) while the buffer is full.
+        Raises `MessageTooLargeError` before anything of the call is queued, `BrokerError` else.
+        """
+        ...
+
+    def flush(self) -> dict[TopicPartition, int]:
+        """Wait until everything sent is acknowledged; returns, for each partition written since
+        the last flush, the next offset after the last record written there. Raises
+        `DeliveryError` when any record since the last flush failed."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is not flushed and release everything."""
+        ...
+
+
+class Broker(Protocol):
+    """Where topics live. Safe to share between threads; what it makes is not."""
+
+    def consumer(self, config: ConsumerConfig) -> Consumer: ...
+
+    def producer(self, config: ProducerConfig) -> Producer: ...
+
+    def cluster_id(self) -> str:
+        """Names the cluster for ever. Raises `BrokerError` when it cannot be asked."""
+        ...
+
+    def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        """Make those that do not exist, and wait until they can be used; existing ones are left
+        as they are. Raises `BrokerError`."""
+        ...
+
+    def describe_topics(self, names: Sequence[str]) -> dict[str, TopicDescription]:
+        """What exists of these; missing ones are absent. Raises `BrokerError`."""
+        ...
+
+    def is_reachable(self) -> bool:
+        """What is known now, without asking: False from the moment all connections are down
+        until one is up again."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """How a worker runs an app. Times are seconds, sizes bytes; every buffer has its bound here.
+
+    A commit happens every `commit_interval` or `commit_max_records`, whichever is first, and
+    sooner when the input is drained. `drain_timeout` bounds how long a rebalance or a stop waits
+    for agents; then their work is dropped and will be read again.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    data_dir: str = ".ratestream/state"
+    batch_max_records: int = 10_000
+    commit_interval: float = 0.1
+    commit_max_records: int = 50_000
+    output_max_records: int = 50_000
+    output_max_bytes: int = 32 * 1024 * 1024
+    table_cache_entries: int = 100_000
+    drain_timeout: float = 3.0
+    request_max_bytes: int = 64 * 1024
+    session_timeout: float = 10.0
+    heartbeat_interval: float = 1.0
+    max_poll_interval: float = 300.0
+    fetch_buffer_bytes: int = 32 * 1024 * 1024
+    delivery_timeout: float = 60.0
+    retry_backoff_min: float = 0.5
+    retry_backoff_max: float = 30.0
+    create_topics: bool = True
+    replication_factor: int = 1
