@@ -116,7 +116,7 @@ def test_what_take_holds_is_not_committed() -> None:
         async with AppTester(app) as tester:
             await tester.send("in", "a")
             await asyncio.sleep(0.3)
-            assert tester._lag(["in"]) == 1
+            assert tester.lag(["in"]) == 1
 
     run(scenario)
 

@@ -82,10 +82,8 @@ def test_deleted_keys_stay_deleted_after_a_restore(tmp_path: Path) -> None:
 def test_the_changelog_holds_one_record_for_each_key_of_a_commit(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with AppTester(counting_app(), config=config(tmp_path)) as tester:
-            producer_records = [
-                tester.app.topics["words"].encode("a", "a") for _ in range(500)
-            ]
-            tester._write(producer_records)
+            producer_records = [tester.app.topics["words"].encode("a", "a") for _ in range(500)]
+            tester.write(producer_records)
             await tester.settle()
             assert tester.received("counts")[-1] == 500
             changelog = tester.records("counter-counts-changelog")
@@ -157,8 +155,7 @@ def test_three_instances_count_like_one(tmp_path: Path) -> None:
         broker = LocalBroker(None)
         names = [f"word-{number}" for number in range(40)]
         instances = [
-            AppTester(counting_app(), broker, config(tmp_path / str(number)))
-            for number in range(3)
+            AppTester(counting_app(), broker, config(tmp_path / str(number))) for number in range(3)
         ]
         await instances[0].__aenter__()
         for instance in instances[1:]:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from ratestream.streaming.app import App
@@ -46,12 +44,12 @@ class AppTester:
         self.app = app
         self.broker = broker or LocalBroker(None)
         self._owns_broker = broker is None
-        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        default = WorkerConfig(data_dir=str(Path(self._folder.name) / "state"))
-        self.worker = Worker(app, self.broker, config or replace(default, commit_interval=0.02))
+        self._config = config
+        self._cleanup = ExitStack()
         self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> AppTester:
+        self.worker = Worker(self.app, self.broker, self._config or self._temporary_config())
         self._running = asyncio.create_task(self.worker.run())
         await self._until(lambda: self.worker.state is WorkerState.RUNNING)
         return self
@@ -64,7 +62,11 @@ class AppTester:
         finally:
             if self._owns_broker:
                 self.broker.close()
-            self._folder.cleanup()
+            self._cleanup.close()
+
+    def _temporary_config(self) -> WorkerConfig:
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        return WorkerConfig(data_dir=self._cleanup.enter_context(folder), commit_interval=0.02)
 
     async def send(self, topic: str, value: Any, *, key: Any = None) -> None:
         """Send one record to a declared topic; bytes are sent as they are."""
@@ -72,9 +74,9 @@ class AppTester:
         record = declared.encode(key, None)._replace(
             value=value if isinstance(value, bytes) else declared.value_codec.encode(value)
         )
-        await asyncio.to_thread(self._write, [record])
+        await asyncio.to_thread(self.write, [record])
 
-    def _write(self, records: list[OutgoingRecord]) -> None:
+    def write(self, records: list[OutgoingRecord]) -> None:
         producer = self.broker.producer(ProducerConfig())
         try:
             producer.send(records)
@@ -88,9 +90,9 @@ class AppTester:
 
     async def _is_settled(self) -> bool:
         topics = [agent.topic.name for agent in self.app.agents]
-        return await asyncio.to_thread(self._lag, topics) == 0
+        return await asyncio.to_thread(self.lag, topics) == 0
 
-    def _lag(self, topics: list[str]) -> int:
+    def lag(self, topics: list[str]) -> int:
         consumer = self.broker.consumer(ConsumerConfig(group=self.app.id))
         try:
             partitions = [
