@@ -11,7 +11,7 @@ from decimal import Decimal
 from ratestream.events import Average, Quote, milliseconds
 from ratestream.rates.averages import mean, push
 from ratestream.settings import Settings
-from ratestream.streaming import App, Stream, Table
+from ratestream.streaming import App, Stream
 
 
 def build(settings: Settings) -> App:
@@ -25,9 +25,7 @@ def build(settings: Settings) -> App:
     app.dead_letter = app.topic(
         "dead-letter", key_type=bytes, value_type=bytes, **settings.topics.dead_letter_options()
     )
-    windows: Table[str, list[Decimal]] = app.Table(
-        "windows", value_type=list[Decimal], default=list, partitions_of=quotes
-    )
+    windows = app.Table("windows", value_type=list[Decimal], default=list, partitions_of=quotes)
     size = settings.data_aggregator.window
 
     @app.agent(quotes)

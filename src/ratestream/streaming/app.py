@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
+from typing_extensions import TypeVar
 
 from ratestream.streaming.errors import ConfigurationError
 from ratestream.streaming.streams import Agent, AgentFunction
@@ -19,7 +20,7 @@ from ratestream.streaming.timers import Timer
 from ratestream.streaming.topics import AnyTopic, Topic
 from ratestream.streaming.types import TopicSpec
 
-K = TypeVar("K")
+K = TypeVar("K", default=str)
 V = TypeVar("V")
 Page = Callable[[Request], Awaitable[Response]]
 Task = Callable[[], Awaitable[None]]

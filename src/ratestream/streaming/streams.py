@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -236,16 +236,20 @@ class RunningAgent:
             ) from error
         raise AgentError(f"agent {self.agent.name} returned; an agent reads for ever")
 
-    async def wait_idle(self) -> None:
-        """Until everything fed is done. Raises `AgentError` when the agent fails first."""
-        idle = asyncio.ensure_future(self.stream.wait_idle())
-        try:
-            await asyncio.wait((idle, self.task), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            idle.cancel()
-        if self.task.done():
-            self.task.result()
-
     async def cancel(self) -> None:
         self.task.cancel()
         await asyncio.wait((self.task,))
+
+
+async def wait_until_idle(agents: Sequence[RunningAgent]) -> None:
+    """Until every agent has done what it was fed. Raises `AgentError` as soon as one fails."""
+    tasks = [running.task for running in agents]
+    for running in agents:
+        idle = asyncio.create_task(running.stream.wait_idle())
+        try:
+            await asyncio.wait((idle, *tasks), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+        for task in tasks:
+            if task.done():
+                task.result()

@@ -29,7 +29,7 @@ from ratestream.streaming.errors import (
 )
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import AcknowledgedOutbox, BufferedOutbox
-from ratestream.streaming.streams import Event, Rejections, RunningAgent
+from ratestream.streaming.streams import Event, Rejections, RunningAgent, wait_until_idle
 from ratestream.streaming.tables import AnyTable, Restorer, TableChanges
 from ratestream.streaming.topics import AnyTopic, Work
 from ratestream.streaming.types import (
@@ -241,7 +241,7 @@ class Pipeline:
     async def _wait_for_agents(self) -> None:
         """Until every agent has done its batch. Meanwhile the consumer is paused and polled, so
         that slow agents neither lose their partitions nor hold up a rebalance."""
-        idle = asyncio.gather(*(running.wait_idle() for running in self._agents))
+        idle = asyncio.create_task(wait_until_idle(self._agents))
         self.busy_since = time.monotonic()
         kept_alive = False
         try:
@@ -406,8 +406,7 @@ class Pipeline:
         self._outbox.holds_everything = True
         try:
             async with asyncio.timeout(self._config.drain_timeout):
-                for running in self._agents:
-                    await running.wait_idle()
+                await wait_until_idle(self._agents)
             return self._collect()
         except TimeoutError:
             self._aborted = (
@@ -427,7 +426,8 @@ class Pipeline:
         for partition in opening:
             for table in self._tables_of(partition):
                 self._open(table, partition.partition)
-            self._to_resume.add(partition)
+            if self._is_wanted(partition):
+                self._to_resume.add(partition)
         if self._restorer.active:
             self._restorer.step(_LINGER_SECONDS)
         ready = [each for each in self._to_resume if self._is_active(each)]
@@ -444,8 +444,11 @@ class Pipeline:
     def _is_active(self, partition: TopicPartition) -> bool:
         """Whether records of this partition may be read: an agent wants them, and every table
         split like it is restored."""
-        wanted = any(agent.topic.name == partition.topic for agent in self._app.agents)
-        return wanted and not self._restorer.waits_for(partition)
+        return self._is_wanted(partition) and not self._restorer.waits_for(partition)
+
+    def _is_wanted(self, partition: TopicPartition) -> bool:
+        """Whether an agent reads it; a leader topic may only be there to elect."""
+        return any(agent.topic.name == partition.topic for agent in self._app.agents)
 
     def _tables_of(self, partition: TopicPartition) -> list[AnyTable]:
         return [t for t in self._app.tables.values() if t.source.name == partition.topic]
@@ -479,7 +482,7 @@ class Pipeline:
         self._last_lag = time.monotonic()
 
     def _update_lag(self, partition: TopicPartition) -> None:
-        if not any(agent.topic.name == partition.topic for agent in self._app.agents):
+        if not self._is_wanted(partition):
             return
         low, high = self._consumer.watermarks(partition, 1.0)
         position = self._positions.get(partition)

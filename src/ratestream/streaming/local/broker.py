@@ -1,0 +1,68 @@
+"""The local broker itself: what makes consumers, producers and topics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ratestream.streaming.local.cleaner import Cleaner
+from ratestream.streaming.local.consumer import LocalConsumer
+from ratestream.streaming.local.groups import Group
+from ratestream.streaming.local.producer import LocalProducer
+from ratestream.streaming.local.storage import LocalBrokerConfig, Storage, now_ms
+from ratestream.streaming.types import ConsumerConfig, ProducerConfig, TopicDescription, TopicSpec
+
+
+class LocalBroker:
+    """Topics in the file `path`, or in memory when it is None.
+
+    Raises `StateError` when the file belongs to another process or another format, or is not
+    ours. Every call raises `BrokerError` when SQLite fails, with what it said.
+    """
+
+    def __init__(self, path: Path | None, config: LocalBrokerConfig | None = None) -> None:
+        self._config = config or LocalBrokerConfig()
+        self._storage = Storage(path, self._config)
+        self._groups: dict[str, Group] = {}
+        self._cleaner = Cleaner(self._storage, self._config)
+
+    def consumer(self, config: ConsumerConfig) -> LocalConsumer:
+        return LocalConsumer(self._storage, self._group(config.group), config)
+
+    def producer(self, config: ProducerConfig) -> LocalProducer:
+        return LocalProducer(self._storage, config)
+
+    def cluster_id(self) -> str:
+        return self._storage.cluster_id
+
+    def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        with self._storage.changed:
+            self._storage.create_topics(specs)
+            for group in self._groups.values():
+                group.rebalance()
+
+    def describe_topics(self, names: Sequence[str]) -> dict[str, TopicDescription]:
+        topics = self._storage.topics
+        return {name: topics[name].description for name in names if name in topics}
+
+    def is_reachable(self) -> bool:
+        return self._storage.is_open
+
+    def run_maintenance(self) -> bool:
+        """Retention, compaction, and giving disk space back: a bounded piece of it, to be called
+        about once a second. True when there is more to do already."""
+        return self._cleaner.run(now_ms())
+
+    def close(self) -> None:
+        """Waiting polls raise `BrokerError`, as does everything else from now on."""
+        self._storage.close()
+
+    def _group(self, name: str | None) -> Group | None:
+        if name is None:
+            return None
+        with self._storage.changed:
+            if name not in self._groups:
+                self._groups[name] = Group(
+                    self._storage.partitions_of, self._storage.changed.notify_all
+                )
+            return self._groups[name]
