@@ -11,7 +11,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rocksdict import Options, Rdict, WriteBatch
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteBufferManager,
+)
 
 from ratestream.streaming.errors import StateError
 
@@ -20,6 +27,10 @@ _CHECKPOINT = b"mcheckpoint"
 _FORMAT = b"mformat"
 _CHANGELOG = b"mchangelog"
 _WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+
+# However many partitions a process has, their stores share these: bytes of memory in all.
+_CACHE = Cache(32 * 1024 * 1024)
+_WRITE_BUFFERS = WriteBufferManager(32 * 1024 * 1024, False)
 
 
 class Store:
@@ -39,7 +50,11 @@ class Store:
         options = Options(raw_mode=True)
         options.create_if_missing(True)
         options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+        options.set_write_buffer_manager(_WRITE_BUFFERS)
         options.set_keep_log_file_num(2)
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(_CACHE)
+        options.set_block_based_table_factory(blocks)
         try:
             self._db = Rdict(str(self.path), options)
         except Exception as error:  # rocksdict raises nothing more precise
