@@ -1,0 +1,227 @@
+"""The command line. Whatever goes wrong is one line on stderr and exit code 1; what is heavy is
+imported by the command that needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ratestream import __version__
+
+if TYPE_CHECKING:
+    from ratestream.settings import Settings
+    from ratestream.streaming import App
+
+cli = typer.Typer(
+    name="ratestream",
+    help="Exchange rates as a stream: exact rolling averages and history, in one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The YAML file with settings. Default: what RATESTREAM_CONFIG names, or "
+        "ratestream.yaml in the current folder if there is one."
+    ),
+]
+DataDirOption = Annotated[
+    Path | None, typer.Option(help="Folder for everything that is kept on disk.")
+]
+
+
+class Format(Enum):
+    """How `ratestream config` prints."""
+
+    TABLE = "table"
+    YAML = "yaml"
+
+
+def main() -> None:
+    """The `ratestream` command."""
+    try:
+        cli()
+    except Exception as error:
+        if "--debug" in sys.argv[1:] or not _is_expected(error):
+            raise
+        print(f"ratestream: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@cli.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", hidden=True)] = False,
+) -> None:
+    if version:
+        print(f"ratestream {__version__}")
+        raise typer.Exit
+
+
+@cli.command()
+def up(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    kafka: Annotated[
+        str | None,
+        typer.Option(help="Use this Kafka (host:port, …) instead of the broker built in."),
+    ] = None,
+    postgres: Annotated[
+        str | None,
+        typer.Option(help="Use this Postgres (postgresql://…) instead of the one built in."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Plain lines instead of the live table.")
+    ] = False,
+) -> None:
+    """Run everything in one process: broker, Postgres and all six services."""
+    from ratestream.up import load_settings
+    from ratestream.up import up as run_everything
+
+    settings = load_settings(
+        config,
+        _given({"data_dir": data_dir, "kafka.bootstrap_servers": kafka, "postgres.url": postgres}),
+    )
+    raise typer.Exit(asyncio.run(run_everything(settings, plain=plain)))
+
+
+@cli.command()
+def run(
+    service: Annotated[str, typer.Argument(help="One of those that `ratestream services` lists.")],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Run one service against the Kafka and the Postgres that the settings name."""
+    from ratestream.settings import load
+
+    settings = load(config, _given({"data_dir": data_dir}))
+    build = _builder(service)
+    asyncio.run(_run_alone(service, build, settings))
+
+
+@cli.command()
+def services() -> None:
+    """List the services in the order in which they start."""
+    from ratestream.settings import SERVICES
+
+    for name in SERVICES:
+        print(name)
+
+
+@cli.command()
+def config(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    format: Annotated[Format, typer.Option(help="How to print.")] = Format.TABLE,  # noqa: A002
+    for_up: Annotated[
+        bool, typer.Option("--up", help="As `ratestream up` sees them: some defaults differ.")
+    ] = False,
+) -> None:
+    """Print the settings in force and where each value came from. Secrets print as ****."""
+    from ratestream.settings import load
+
+    command_line = _given({"data_dir": data_dir})
+    if for_up:
+        from ratestream.up import load_settings
+
+        settings = load_settings(config, command_line)
+    else:
+        settings = load(config, command_line)
+    print("\n".join(_as_yaml(settings) if format is Format.YAML else _as_table(settings)))
+
+
+async def _run_alone(service: str, build: Callable[[Settings], App], settings: Settings) -> None:
+    """Until a signal asks it to stop, or it fails. A second signal does not wait for agents."""
+    from ratestream.observability import configure_logs, service_name
+    from ratestream.streaming import Worker
+    from ratestream.streaming.kafka import KafkaBroker
+    from ratestream.up.signals import stop_signals
+
+    configure_logs(settings.log)
+    broker = KafkaBroker(settings.kafka.config())
+    try:
+        with service_name(service), stop_signals() as signals:
+            worker = Worker(build(settings), broker, settings.worker_config(service))
+            running = asyncio.create_task(worker.run())
+            first = asyncio.create_task(signals.first.wait())
+            await asyncio.wait((running, first), return_when=asyncio.FIRST_COMPLETED)
+            worker.stop()
+            second = asyncio.create_task(signals.second.wait())
+            await asyncio.wait((running, second), return_when=asyncio.FIRST_COMPLETED)
+            if second.done():
+                running.cancel()
+            first.cancel()
+            second.cancel()
+            await asyncio.gather(running, return_exceptions=second.done())
+    finally:
+        broker.close()
+
+
+def _as_table(settings: Settings) -> list[str]:
+    rows = [
+        (name, _value(value), settings.provenance[name])
+        for name, value in settings.in_force().items()
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    return [f"{name:{width}}  {value}  ({where})" for name, value, where in rows]
+
+
+def _as_yaml(settings: Settings) -> list[str]:
+    lines: list[str] = []
+    section = ""
+    for name, value in settings.in_force().items():
+        group, _, leaf = name.rpartition(".")
+        if group != section:
+            section = group
+            lines.append(f"{group}:")
+        indent = "  " if group else ""
+        lines.append(f"{indent}{leaf}: {_value(value)}  # {settings.provenance[name]}")
+    return lines
+
+
+def _value(value: Any) -> str:
+    """As JSON, which is YAML too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _builder(service: str) -> Callable[[Settings], App]:
+    from ratestream.settings import SERVICES, SettingsError
+
+    if service not in SERVICES:
+        raise SettingsError([f"no service is called {service!r}; there are {', '.join(SERVICES)}"])
+    build: Callable[[Settings], App] = importlib.import_module(
+        f"ratestream.services.{service}"
+    ).build
+    return build
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether its message alone tells people what to do. Packages with binaries do not exist for
+    every platform."""
+    if isinstance(error, ImportError):
+        return not (error.name or "").startswith("ratestream")
+    from ratestream.settings import SettingsError
+    from ratestream.storage.errors import StorageError
+    from ratestream.streaming import StreamingError
+    from ratestream.up.errors import StartError
+
+    return isinstance(error, SettingsError | StorageError | StreamingError | StartError)
+
+
+if __name__ == "__main__":
+    main()

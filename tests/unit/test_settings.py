@@ -1,0 +1,278 @@
+"""Settings: what wins, what is refused and how it is told, and that secrets stay secret."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ratestream.settings import SERVICES, Settings, SettingsError, leaves, load, variable
+from ratestream.streaming import WorkerConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "hunter2"
+URL = f"postgresql://me:{SECRET}@db:5432/rates"
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str, name: str = "ratestream.yaml") -> Path:
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+def problems(path: Path | None = None) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        load(path)
+    return caught.value.problems
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    settings = load()
+    assert settings == Settings()
+    assert set(settings.provenance.values()) == {"default"}
+
+
+def test_the_more_specific_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("demo_server: {seed: 2, tick_seconds: 3}\ndata_dir: from-file\ntopics: {partitions: 3}")
+    monkeypatch.setenv("RATESTREAM_DEMO_SERVER__TICK_SECONDS", "4")
+    monkeypatch.setenv("RATESTREAM_DATA_DIR", "from-environment")
+    settings = load(
+        command_line={"data_dir": "from-command"},
+        defaults={"topics.partitions": 5, "data_aggregator.window": 7},
+    )
+    assert settings.data_dir == Path("from-command")
+    assert settings.demo_server.tick_seconds == 4
+    assert settings.demo_server.seed == 2
+    assert settings.topics.partitions == 3
+    assert settings.data_aggregator.window == 7
+
+
+def test_it_is_known_where_a_value_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("log:\n  level: debug\n  format: json\n")
+    monkeypatch.setenv("RATESTREAM_LOG__FORMAT", "console")
+    settings = load(
+        command_line={"data_dir": "here"},
+        defaults={"topics.retention_hours": 1, "log.file_count": 3},
+    )
+    assert settings.provenance["log.level"] == "ratestream.yaml:2"
+    assert settings.provenance["log.format"] == "RATESTREAM_LOG__FORMAT"
+    assert settings.provenance["data_dir"] == "command line"
+    assert settings.provenance["topics.retention_hours"] == "default of this command"
+    assert settings.provenance["topics.partitions"] == "default"
+    given = {name for name in settings.provenance if settings.is_set(name)}
+    assert given == {"log.level", "log.format", "data_dir"}
+
+
+def test_the_file_may_be_named_by_argument_or_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_CONFIG", str(write("data_dir: two", "two.yaml")))
+    assert load().data_dir == Path("two")
+    assert load(write("data_dir: one", "one.yaml")).data_dir == Path("one")
+
+
+def test_lists_in_the_environment_are_yaml_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_DEMO_SERVER__PAIRS", "[USDRUB, EURRUB]")
+    assert load().demo_server.pairs == ("USDRUB", "EURRUB")
+    sources = [{"kind": "ecb", "interval_seconds": 60}, {"kind": "demo"}]
+    monkeypatch.setenv("RATESTREAM_DATA_REQUESTER__SOURCES", json.dumps(sources))
+    assert [source.kind for source in load().data_requester.sources] == ["ecb", "demo"]
+
+
+def test_a_section_may_be_empty() -> None:
+    assert load(write("kafka:\nlog:\n  # level: debug\n")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("tpoics: {partitions: 8}", "tpoics (ratestream.yaml:1): no such setting"),
+        (
+            "topics:\n  partitons: 8",
+            "topics.partitons (ratestream.yaml:2): no such setting; "
+            "did you mean topics.partitions?",
+        ),
+        (
+            "api_gateway: {port: 65536}",
+            "api_gateway.port = 65536 (ratestream.yaml:1): must be less than or equal to 65535",
+        ),
+        (
+            "runtime: {commit_interval: .nan}",
+            "runtime.commit_interval = nan (ratestream.yaml:1): must be a finite number",
+        ),
+        (
+            "demo_server: {mode: reply}",
+            "demo_server.mode = 'reply' (ratestream.yaml:1): must be 'replay', 'random' or 'walk'",
+        ),
+        (
+            "demo_server: {start_date: yesterday}",
+            "demo_server.start_date = 'yesterday' (ratestream.yaml:1): must be a valid date",
+        ),
+        ("demo_server: {pairs: USDRUB}", "demo_server.pairs = 'USDRUB' (ratestream.yaml:1): must"),
+        (
+            "kafka: {bootstrap_servers: kafka}",
+            "kafka.bootstrap_servers = 'kafka' (ratestream.yaml:1): must be host:port",
+        ),
+        ("kafka: {security_protocol: SASL_SSL}", "kafka: SASL_SSL also needs sasl_mechanism"),
+        ("api_gateway: {default_limit: 5000}", "api_gateway: default_limit is 5000 and max_limit"),
+        ("runtime: {session_timeout: 400}", "runtime.session_timeout = 400 (ratestream.yaml:1): "),
+        ("runtime: {retry_backoff_min: 60}", "runtime: retry_backoff_min is 60"),
+        ("topics: 8", "topics (ratestream.yaml:1): must be a group of settings"),
+        ("[topics]", "ratestream.yaml:1: the settings file must be a mapping"),
+        ("log: {level: info}\nlog: {level: info}", "ratestream.yaml:2: log is there twice"),
+        ("log: {level: info, level: debug}", "ratestream.yaml:1: log.level is there twice"),
+        ("log: {level", "ratestream.yaml: the settings file is not YAML ("),
+        ("1: 2", "1 (ratestream.yaml:1): no such setting"),
+        (
+            "data_requester: {sources: [{kind: demo, intervall_seconds: 1}]}",
+            "data_requester.sources[0].demo.intervall_seconds (ratestream.yaml:1): no such",
+        ),
+        (
+            "data_requester: {sources: [{kind: demo, interval_seconds: 0}]}",
+            "data_requester.sources[0].demo.interval_seconds = 0 (ratestream.yaml:1): must be",
+        ),
+        (
+            "data_requester: {sources: [{kind: demo}, {kind: demo}]}",
+            "data_requester.sources (ratestream.yaml:1): each source needs a name of its own; "
+            "used twice: demo",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_name_the_value_and_what_is_allowed(
+    text: str, problem: str
+) -> None:
+    (only,) = problems(write(text))
+    assert only.startswith(problem)
+
+
+def test_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_POSTGRES__POOL_SIZE", "many")
+    monkeypatch.setenv("RATESTREAM_POSTGRES_URL", URL)
+    found = problems(write("log: {level: loud, colour: true}"))
+    assert sorted(line.split(" ")[0] for line in found) == [
+        "RATESTREAM_POSTGRES_URL",
+        "log.colour",
+        "log.level",
+        "postgres.pool_size",
+    ]
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RATESTREAM_POSTGRES_URL", URL)
+    assert problems() == (
+        "RATESTREAM_POSTGRES_URL (environment variable): no such setting; "
+        "did you mean RATESTREAM_POSTGRES__URL?",
+    )
+
+
+def test_variables_for_tests_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_TEST_KAFKA", "127.0.0.1:9092")
+    assert load() == Settings()
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_file_that_cannot_be_read_is_refused(name: str) -> None:
+    (only,) = problems(Path(name))
+    assert only.startswith(f"{name}: the settings file cannot be read (")
+
+
+def test_a_file_that_is_not_text_is_refused() -> None:
+    Path("binary.yaml").write_bytes(b"data_dir: \xff")
+    assert problems(Path("binary.yaml")) == ("binary.yaml: the settings file is not UTF-8 text",)
+
+
+def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_KAFKA__SASL_PASSWORD", SECRET)
+    monkeypatch.setenv("RATESTREAM_KAFKA__EXTRA", f"{{ssl.key.password: {SECRET}}}")
+    source = {
+        "kind": "json",
+        "name": "paid",
+        "url": "https://rates",
+        "base": "EUR",
+        "headers": {"Authorization": SECRET},
+    }
+    monkeypatch.setenv("RATESTREAM_DATA_REQUESTER__SOURCES", json.dumps([source]))
+    settings = load(command_line={"postgres.url": URL})
+    assert settings.in_force()["postgres.url"] == "****"
+    assert settings.in_force()["kafka.extra"] == {"ssl.key.password": "****"}
+    assert SECRET not in f"{settings!r}{settings}{settings.in_force()}{settings.provenance}"
+    assert SECRET in settings.postgres.url.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgres: {{url: 'mysql://me:{SECRET}@db'}}",
+        f"postgres: {{urll: '{URL}'}}",
+        f"postgres: '{URL}'",
+        f"potsgres: {{url: '{URL}'}}",
+        f"kafka: {{sasl_password: [{SECRET}]}}",
+        f"kafka: {{extra: '{SECRET}'}}",
+        f"kafka: {{security_protocol: SASL_SSL, sasl_password: {SECRET}}}",
+        f"data_requester: {{sources: [{{kind: demo, url: 'http://me:{SECRET}@host'}}]}}",
+        f"data_requester: {{sources: [{{kind: json, headers: {{Key: [{SECRET}]}}}}]}}",
+        f"data_requester: {{sources: [{{kind: jsn, headers: {{Key: {SECRET}}}}}]}}",
+    ],
+)
+def test_secrets_are_not_in_error_messages(text: str) -> None:
+    assert SECRET not in "\n".join(problems(write(text)))
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().topics.partitions = 1  # type: ignore[misc]
+
+
+def test_every_setting_has_a_description() -> None:
+    assert [name for name, field in leaves().items() if not field.description] == []
+
+
+def test_runtime_defaults_are_those_of_the_runtime() -> None:
+    config = Settings().worker_config("api_gateway")
+    assert config == WorkerConfig(port=8007)
+
+
+def test_each_service_listens_on_loopback_and_a_port_of_its_own() -> None:
+    configs = [Settings().worker_config(service) for service in SERVICES]
+    assert {config.host for config in configs} == {"127.0.0.1"}
+    assert [config.port for config in configs] == [8002, 8003, 8004, 8005, 8006, 8007]
+
+
+def test_dead_letters_have_room_for_any_record_and_the_reason() -> None:
+    topics = Settings().topics
+    larger, usual = topics.dead_letter_options(), topics.options()
+    assert larger["max_message_bytes"] == usual["max_message_bytes"] + 128 * 1024
+    assert usual["retention_ms"] == 7 * 24 * 3600 * 1000
+    assert topics.model_copy(update={"retention_hours": 0}).options()["retention_ms"] == -1
+
+
+def test_the_documents_are_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "settings-docs"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("", 0)
+
+
+def test_every_setting_is_documented_with_its_variable() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert [name for name in leaves() if f"`{variable(name)}`" not in page] == []
+
+
+def test_the_example_file_says_the_defaults() -> None:
+    text = (ROOT / "ratestream.example.yaml").read_text()
+    assert load(write(text)) == Settings()
+    uncommented = re.sub(r"^( *)#(?! )", r"\1", text, flags=re.MULTILINE)
+    uncommented = re.sub(r"^( *)#(?=  \w)", r"\1", uncommented, flags=re.MULTILINE)
+    found = load(write(uncommented))
+    assert found.model_dump() == Settings().model_dump()
+    assert all(found.is_set(name) for name in leaves())
+    assert list(yaml.safe_load(uncommented)) == list(Settings.model_fields)
