@@ -1,0 +1,27 @@
+"""From what an operator says about a source to the source itself."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from ratestream.sources import config
+from ratestream.sources.base import Source
+from ratestream.sources.cbr import CbrRates
+from ratestream.sources.demo import DemoRates
+from ratestream.sources.ecb import EcbRates
+from ratestream.sources.json_http import JsonRates
+
+
+def make_source(settings: config.SourceSettings) -> Source:
+    """The source that `settings.kind` names. Connects to nothing."""
+    match settings:
+        case config.DemoSource():
+            return DemoRates(settings)
+        case config.EcbSource():
+            return EcbRates(settings)
+        case config.CbrSource():
+            return CbrRates(settings)
+        case config.JsonSource():
+            return JsonRates(settings)
+        case _:
+            assert_never(settings)
