@@ -1,0 +1,192 @@
+"""api_gateway: answers questions over HTTP, from Postgres, and serves the dashboard.
+
+Errors are problem details (RFC 9457). Lists come in pages: `next` of one answer is the `cursor`
+that asks for what follows it, with the same other parameters.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, Query
+from fastapi.responses import FileResponse
+from prometheus_client import Gauge
+from starlette.staticfiles import StaticFiles
+
+from ratestream.services.api_gateway.answers import (
+    AVERAGE,
+    PAIR,
+    PLACE,
+    QUOTE,
+    Averages,
+    Pairs,
+    Quotes,
+    average_item,
+    example_of,
+    from_cursor,
+    pair_item,
+    quote_item,
+    to_cursor,
+)
+from ratestream.services.api_gateway.browsers import Observed
+from ratestream.services.api_gateway.problems import (
+    UnknownPairError,
+    answer_errors,
+    describe_problems,
+    problems,
+)
+from ratestream.settings import ApiGatewaySettings, Settings
+from ratestream.storage.database import Database, DatabaseOptions
+from ratestream.storage.errors import DatabaseUnavailableError
+from ratestream.storage.reader import Position, Reader
+from ratestream.streaming import App
+
+DASHBOARD = Path(__file__).parents[2] / "dashboard"
+
+_CHECK_SECONDS = 5.0
+_STATEMENT_SECONDS = 5.0
+_POOL_SECONDS = 2.0
+_CURSOR_LENGTH = 500
+
+
+def build(settings: Settings) -> App:
+    """Serves the API, its description at `/docs` and the dashboard at `/`. While Postgres is away
+    answers are 503; connections to it are bounded, read only, and each statement has a limit."""
+    app = App("api_gateway")
+    database = Database(
+        settings.postgres.url.get_secret_value(),
+        DatabaseOptions(
+            app.id,
+            pool_size=settings.postgres.pool_size,
+            pool_timeout=_POOL_SECONDS,
+            statement_timeout=_STATEMENT_SECONDS,
+            read_only=True,
+        ),
+    )
+    reader = Reader(database)
+    app.mount(Observed(build_api(reader, settings.api_gateway), app.registry))
+    app.add_readiness_check("postgres", lambda: database.trouble)
+    up = Gauge("ratestream_database_up", "1 while Postgres answers.", registry=app.registry)
+    up.set_function(lambda: database.trouble is None)
+
+    @app.lifespan
+    async def connections(app: App) -> AsyncIterator[None]:
+        try:
+            await check_database()
+            yield
+        finally:
+            await database.close()
+
+    @app.timer(_CHECK_SECONDS)
+    async def check_database() -> None:
+        try:
+            await reader.check()
+        except DatabaseUnavailableError:
+            return  # readiness says so, and every answer
+
+    return app
+
+
+PairName = Annotated[
+    str,
+    Query(
+        pattern="^[A-Z]{6}$",
+        description="Two currency codes (ISO 4217), base first.",
+        examples=["USDRUB"],
+    ),
+]
+Source = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=100,
+        pattern=r"^[^\x00]*$",
+        description="Only what came from this source.",
+        examples=["demo"],
+    ),
+]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=_CURSOR_LENGTH, description="`next` of the answer before."),
+]
+
+
+def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
+    """The HTTP API and the dashboard, over what `reader` finds."""
+    api = FastAPI(
+        title="ratestream",
+        summary="Exchange rates and their exact rolling averages.",
+        description=__doc__,
+        version="1",
+        redoc_url=None,
+        responses=problems(422, 500, 503),
+    )
+    Limit = Annotated[  # noqa: N806 - a type
+        int, Query(ge=1, le=settings.max_limit, description="Items in the answer, at most.")
+    ]
+
+    @api.get("/pairs", summary="What pairs there are", responses=example_of(PAIR, None))
+    async def pairs(limit: Limit = settings.default_limit, cursor: Cursor = None) -> Pairs:
+        """In alphabetical order. Without any quote yet the list is empty."""
+        after = from_cursor(cursor, tuple[str])
+        found = await reader.pairs(limit + 1, after=after[0] if after else None)
+        last = found[limit - 1].pair if len(found) > limit else None
+        return Pairs(
+            items=[pair_item(each) for each in found[:limit]],
+            next=to_cursor((last,)) if last else None,
+        )
+
+    @api.get(
+        "/pairs/currencies",
+        summary="Newest quotes",
+        responses=example_of(QUOTE, to_cursor(PLACE)) | problems(404),
+    )
+    async def currencies(
+        pair_name: PairName,
+        limit: Limit = settings.default_limit,
+        source: Source = None,
+        cursor: Cursor = None,
+    ) -> Quotes:
+        """The newest quotes of one pair, newest first. Later pages hold what is older, also when
+        newer quotes arrive meanwhile."""
+        before = from_cursor(cursor, Position)
+        found = await reader.newest_quotes(pair_name, limit + 1, source, before)
+        if not found and not await reader.knows(pair_name):
+            raise UnknownPairError(pair_name)
+        last = found[limit - 1].position if len(found) > limit else None
+        return Quotes(
+            items=[quote_item(each) for each in found[:limit]],
+            next=to_cursor(last) if last else None,
+        )
+
+    @api.get(
+        "/pairs/average",
+        summary="Current averages",
+        responses=example_of(AVERAGE, None) | problems(404),
+    )
+    async def average(
+        pair_name: PairName | None = None,
+        limit: Limit = settings.default_limit,
+        source: Source = None,
+        cursor: Cursor = None,
+    ) -> Averages:
+        """The newest average of each pair and source, in alphabetical order. Without any quote
+        yet the list is empty."""
+        after = from_cursor(cursor, tuple[str, str])
+        found = await reader.current_averages(limit + 1, pair_name, source, after)
+        if not found and pair_name is not None and not await reader.knows(pair_name):
+            raise UnknownPairError(pair_name)
+        last = found[limit - 1] if len(found) > limit else None
+        return Averages(
+            items=[average_item(each) for each in found[:limit]],
+            next=to_cursor((last.pair, last.source)) if last else None,
+        )
+
+    @api.get("/", include_in_schema=False)
+    async def dashboard() -> FileResponse:
+        return FileResponse(DASHBOARD / "index.html")
+
+    api.mount("/static", StaticFiles(directory=DASHBOARD), name="static")
+    answer_errors(api)
+    describe_problems(api)
+    return api

@@ -1,0 +1,1 @@
+"""Postgres: its tables, what db_loader writes, what api_gateway reads, and a server in a wheel."""

@@ -1,0 +1,32 @@
+"""Every error of the storage layer.
+
+StorageError
+├── DatabaseUnavailableError   Postgres does not answer, or refuses for now; try again
+├── UnstorableError            values that no column takes; trying again cannot help
+├── SchemaError                the database was made by another version of ratestream
+├── ClusterMismatchError       the database holds rows of another Kafka cluster
+└── EmbeddedPostgresError      the Postgres from the wheel cannot run here (`embedded.py`)
+"""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """The root of this tree."""
+
+
+class DatabaseUnavailableError(StorageError):
+    """Postgres is away, starting, stopping, overloaded or not yet migrated: nothing was written,
+    or it is unknown whether it was. Trying again may help."""
+
+
+class UnstorableError(StorageError):
+    """At least one value of the batch can never be stored; nothing of the batch was."""
+
+
+class SchemaError(StorageError):
+    """The schema is newer than this program."""
+
+
+class ClusterMismatchError(StorageError):
+    """The ids in this database are offsets of another cluster: they would collide with ours."""
