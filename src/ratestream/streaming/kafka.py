@@ -276,6 +276,9 @@ class KafkaConsumer:
         self._rebalanced = False
         self._moved: set[TopicPartition] = set()
         self._closed = False
+        # Whether this poll came too late for the group, which has shared the partitions out anew.
+        self._is_late = False
+        self._polled_at = time.monotonic()
         with _configuring(kafka):
             self._client = librdkafka.Consumer(
                 _consumer_settings(kafka, config, self._connections), logger=_LibrdkafkaLog()
@@ -303,7 +306,10 @@ class KafkaConsumer:
                 self._client.unassign()
 
     def poll(self, max_records: int, timeout: float) -> list[Record]:
-        deadline = time.monotonic() + timeout
+        now = time.monotonic()
+        self._is_late = now - self._polled_at > self._config.max_poll_interval
+        self._polled_at = now
+        deadline = now + timeout
         while True:
             self._raise_failure()
             remaining = max(0.0, deadline - time.monotonic())
@@ -413,7 +419,7 @@ class KafkaConsumer:
             partition = _partition_of(message)
             if partition in self._moved:
                 continue
-            if partition in self._paused:
+            if partition in self._paused and message.error() is None:
                 held_back.setdefault(partition, message.offset() or 0)
                 continue
             kept.append(message)
@@ -491,7 +497,6 @@ class KafkaConsumer:
             return
         self._rebalanced = True
         self._owned.update(partitions)
-        self._moved.update(partitions)
         starts = listener.assigned(partitions)
         self._positions |= starts
         self._paused.update(partitions)
@@ -503,6 +508,8 @@ class KafkaConsumer:
         self._client.pause(targets)
 
     def _on_revoke(self, listener: RebalanceListener, partitions: list[TopicPartition]) -> None:
+        if self._is_late:  # librdkafka had it ready before it knew
+            return self._on_lost(listener, partitions)
         try:
             if mine := [each for each in partitions if each in self._owned]:
                 listener.revoked(mine)

@@ -1,0 +1,99 @@
+"""What only Apache Kafka does: limits and settings of topics, and replicas that take over."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource
+
+from ratestream.streaming.errors import BrokerError, DeliveryError
+from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
+from ratestream.streaming.types import (
+    ConsumerConfig,
+    OutgoingRecord,
+    ProducerConfig,
+    TopicPartition,
+    TopicSpec,
+)
+from tests.support.brokers import read, send
+from tests.support.kafka_servers import KafkaCluster, start_kafka
+
+pytestmark = pytest.mark.kafka
+
+MEGABYTE = 1024 * 1024
+
+
+@pytest.fixture
+def broker_kind() -> str:
+    return "kafka"
+
+
+def random_record(topic: str, size: int) -> OutgoingRecord:
+    """Random, so that no compression makes it smaller."""
+    return OutgoingRecord(topic, b"key", random.Random(1).randbytes(size), partition=0)
+
+
+def config_of(address: str, topic: str) -> dict[str, str]:
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    with AdminClient({"bootstrap.servers": address}) as admin:
+        entries = admin.describe_configs([resource])[resource].result()
+    return {name: entry.value for name, entry in entries.items()}
+
+
+def test_a_topic_has_the_settings_it_was_made_with(kafka_address, unique_topic):
+    topic = unique_topic(cleanup_policy="compact", retention_ms=-1, max_message_bytes=6 * MEGABYTE)
+    config = config_of(kafka_address, topic)
+    assert config["cleanup.policy"] == "compact"
+    assert config["retention.ms"] == "-1"
+    assert config["max.message.bytes"] == str(6 * MEGABYTE)
+
+
+def test_a_dead_letter_of_five_megabytes_passes_through(broker, unique_topic):
+    topic = unique_topic(partitions=1, max_message_bytes=6 * MEGABYTE)
+    record = random_record(topic, 5 * MEGABYTE)
+    send(broker, record)
+    consumer = broker.consumer(ConsumerConfig(buffer_bytes=MEGABYTE))
+    consumer.assign({TopicPartition(topic, 0): 0})
+    assert [each.value for each in read(consumer, 1)] == [record.value]
+    consumer.close()
+
+
+def test_a_record_that_the_topic_refuses_fails_the_flush(broker, unique_topic):
+    topic = unique_topic(partitions=1, max_message_bytes=10_000)
+    with pytest.raises(DeliveryError, match=rf"1 records: {topic}\[0\]: .*MSG_SIZE_TOO_LARGE"):
+        send(broker, random_record(topic, 20_000))
+
+
+def test_more_replicas_than_brokers_are_refused_by_name(broker):
+    with pytest.raises(BrokerError, match="to create topic quotes-of-nine"):
+        broker.create_topics([TopicSpec("quotes-of-nine", replication_factor=9)])
+
+
+@pytest.fixture
+def three_brokers(kafka_address: str) -> Iterator[KafkaCluster]:
+    """Asks for `kafka_address` to run only where Apache Kafka is wanted."""
+    with start_kafka(brokers=3) as cluster:
+        yield cluster
+
+
+@pytest.mark.timeout(240)
+def test_nothing_acknowledged_is_lost_with_one_of_three_brokers(three_brokers):
+    broker = KafkaBroker(KafkaConfig(three_brokers.bootstrap))
+    broker.create_topics([TopicSpec("quotes", partitions=3, replication_factor=3)])
+    assert config_of(three_brokers.bootstrap, "quotes")["min.insync.replicas"] == "2"
+    producer = broker.producer(ProducerConfig())
+    acknowledged = 0
+    for turn in range(20):
+        if turn == 10:
+            three_brokers.kill(2)
+        producer.send([OutgoingRecord("quotes", b"%d" % n, b"27.8325") for n in range(100)])
+        acknowledged = sum(producer.flush().values())
+    consumer = broker.consumer(ConsumerConfig())
+    consumer.assign({TopicPartition("quotes", n): 0 for n in range(3)})
+    assert len(read(consumer, acknowledged)) == acknowledged == 2000
+    assert broker.is_reachable()
+    consumer.close()
+    producer.close()
+    broker.close()

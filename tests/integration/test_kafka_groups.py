@@ -1,0 +1,193 @@
+"""Consumer groups as the Kafka client sees them: on Apache Kafka when RATESTREAM_TEST_KAFKA names
+one, and else on Tansu, which needs no Java."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Producer
+
+from ratestream.streaming.errors import BrokerError
+from ratestream.streaming.kafka import KafkaBroker, KafkaConfig, KafkaConsumer
+from ratestream.streaming.types import (
+    ConsumerConfig,
+    TopicPartition,
+    TopicSpec,
+)
+from tests.support.kafka_servers import start_tansu
+
+A_MEMBER = """
+import sys
+from tests.integration.test_kafka_groups import Member
+from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
+
+address, topic = sys.argv[1:]
+member = Member(KafkaBroker(KafkaConfig(address)), topic)
+said = 0
+while True:
+    member.poll()
+    if len(member.assigned_partitions) != said:
+        said = len(member.assigned_partitions)
+        print(said, flush=True)
+"""
+
+
+class Member:
+    """A consumer with a listener that writes down what it is told."""
+
+    def __init__(self, broker: KafkaBroker, topic: str, config: ConsumerConfig | None = None):
+        self.consumer: KafkaConsumer = broker.consumer(config or group_config(topic))
+        self.assigned_partitions: list[TopicPartition] = []
+        self.revoked_partitions: list[TopicPartition] = []
+        self.lost_partitions: list[TopicPartition] = []
+        self.when_revoked: Callable[[Sequence[TopicPartition]], None] = lambda _: None
+        self.consumer.subscribe([topic], self)
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        self.assigned_partitions += partitions
+        return {}
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        self.revoked_partitions += partitions
+        self.when_revoked(partitions)
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self.lost_partitions += partitions
+
+    def poll(self) -> None:
+        self.consumer.poll(100, timeout=0.05)
+
+
+def group_config(topic: str) -> ConsumerConfig:
+    return ConsumerConfig(group=f"{topic}-group", session_timeout=2.0, heartbeat_interval=0.2)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    if given := os.environ.get("RATESTREAM_TEST_KAFKA"):
+        yield given
+    else:
+        with start_tansu() as tansu:
+            yield tansu
+
+
+@pytest.fixture
+def broker(address: str) -> Iterator[KafkaBroker]:
+    broker = KafkaBroker(KafkaConfig(address))
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def topic(broker: KafkaBroker) -> str:
+    name = f"quotes-{uuid4().hex[:8]}"
+    broker.create_topics([TopicSpec(name, partitions=4)])
+    return name
+
+
+@contextmanager
+def process_of_a_member(address: str, topic: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", A_MEMBER, address, topic]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_killed_member_loses_its_partitions_to_another(address, broker, topic):
+    with process_of_a_member(address, topic) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "4\n"
+        member = Member(broker, topic)
+        while len(member.consumer.assignment()) < 2:
+            member.poll()
+        other.kill()
+        while len(member.consumer.assignment()) < 4:
+            member.poll()
+    assert member.lost_partitions == []
+    member.consumer.close()
+
+
+def test_a_member_may_commit_while_it_closes_in_the_middle_of_a_rebalance(broker, topic):
+    first = Member(broker, topic)
+    while len(first.assigned_partitions) < 4:
+        first.poll()
+    second = Member(broker, topic)
+    while not first.revoked_partitions:
+        first.poll()
+        second.poll()
+    while len(second.consumer.assignment()) < 2:  # the first has not heard of this generation
+        second.poll()
+    kept = first.consumer.assignment()
+    first.when_revoked = lambda partitions: first.consumer.commit(dict.fromkeys(partitions, 0))
+    first.consumer.close()
+    assert second.consumer.committed(sorted(kept)) == dict.fromkeys(kept, 0)
+    second.consumer.close()
+
+
+def test_what_a_listener_raises_comes_out_of_poll(broker, topic):
+    member = Member(broker, topic)
+    while len(member.assigned_partitions) < 4:
+        member.poll()
+
+    def raise_it(_: Sequence[TopicPartition]) -> None:
+        raise ValueError("from the listener")
+
+    member.when_revoked = raise_it
+    other = Member(broker, topic)
+
+    def rebalance() -> None:
+        while True:
+            member.poll()
+            other.poll()
+
+    with pytest.raises(ValueError, match="from the listener"):
+        rebalance()
+    member.when_revoked = lambda _: None
+    member.consumer.close()
+    other.consumer.close()
+
+
+def test_too_long_between_two_polls_names_the_setting(broker, topic):
+    config = ConsumerConfig(
+        group=f"{topic}-group", session_timeout=1.0, heartbeat_interval=0.2, max_poll_interval=1.0
+    )
+    member = Member(broker, topic, config)
+    while len(member.assigned_partitions) < 4:
+        member.poll()
+    time.sleep(2.5)  # the slow work of an agent
+    with pytest.raises(BrokerError, match=r"max_poll_interval=1\.0 s"):
+        member.poll()
+    while not member.lost_partitions:
+        member.poll()
+    member.consumer.close()
+
+
+def test_a_position_passes_what_is_not_a_record(address, broker, topic):
+    """A restore is finished when its position is at the end, whatever the log ends with."""
+    partition = TopicPartition(topic, 1)
+    send_in_a_transaction(address, partition, b"27.8325")
+    consumer = broker.consumer(ConsumerConfig())
+    consumer.assign({partition: 0})
+    records = []
+    while consumer.position(partition) != 2:  # the record, and the end of its transaction
+        records += consumer.poll(10, timeout=0.05)
+    assert [record.value for record in records] == [b"27.8325"]
+    assert consumer.watermarks(partition) == (0, 2)
+    consumer.close()
+
+
+def send_in_a_transaction(address: str, partition: TopicPartition, value: bytes) -> None:
+    producer = Producer({"bootstrap.servers": address, "transactional.id": partition.topic})
+    producer.init_transactions(10)
+    producer.begin_transaction()
+    producer.produce(partition.topic, value, partition=partition.partition)
+    producer.commit_transaction(10)
