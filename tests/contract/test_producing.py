@@ -41,7 +41,7 @@ def test_records_of_a_partition_keep_their_order(broker, unique_topic, reader):
     send(broker, *values(topic, 1, *texts))
     reader.assign({TopicPartition(topic, 1): 0})
     records = read(reader, 3000)
-    assert [record.value.decode() for record in records] == texts
+    assert [record.value for record in records] == [text.encode() for text in texts]
     assert [record.offset for record in records] == list(range(3000))
     assert {record.topic_partition for record in records} == {TopicPartition(topic, 1)}
 

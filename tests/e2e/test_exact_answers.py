@@ -20,7 +20,7 @@ from ratestream.streaming import Broker
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
 from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.testing import AppTester
-from tests.support.kafka_servers import start_kafka, start_tansu
+from tests.support.kafka_servers import TansuBroker, start_kafka, start_tansu
 from tests.support.postgres import fetch
 from tests.support.replay import averages_of, by_pair, quotes_of, snapshots
 
@@ -40,7 +40,8 @@ def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
     if request.param == "kafka" and "kafka" not in os.environ.get("RATESTREAM_TEST_REQUIRE", ""):
         pytest.skip("needs Java and Maven; .ci/run brings them")
     with _address(request.param) as address:
-        kafka = KafkaBroker(KafkaConfig(bootstrap_servers=address))
+        client = TansuBroker if request.param == "tansu" else KafkaBroker
+        kafka = client(KafkaConfig(bootstrap_servers=address))
         yield kafka
         kafka.close()
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # exported in fact
 
 from ratestream.streaming.errors import BrokerError, DeliveryError
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
@@ -108,7 +108,7 @@ def send(broker: Broker, *records: OutgoingRecord) -> dict[TopicPartition, int]:
         return producer.flush()
 
 
-def values(topic: str, partition: int, *texts: str) -> Iterable[OutgoingRecord]:
+def values(topic: str, partition: int, *texts: str) -> list[OutgoingRecord]:
     """One record for each text, without a key."""
     return [OutgoingRecord(topic, None, text.encode(), partition) for text in texts]
 

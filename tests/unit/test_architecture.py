@@ -25,7 +25,7 @@ LAYERS = (
     ("ratestream.events",),
     ("ratestream.sources", "ratestream.storage"),
     ("ratestream.settings",),
-    ("ratestream.observability",),
+    ("ratestream.observability", "ratestream.apidocs"),
     ("ratestream.services",),
     ("ratestream.up",),
     ("ratestream.cli",),
@@ -37,8 +37,8 @@ STREAMING_LAYERS = tuple(
     (f"ratestream.streaming.{name}",)
     for name in (
         *("errors", "types", "codecs", "store", "metrics", "partitioner", "groups", "kafka"),
-        *("local", "outbox", "topics", "tables", "streams", "timers", "app", "pipeline", "web", "worker"),
-        "testing",
+        *("local", "outbox", "topics", "tables", "streams", "timers", "app", "pipeline"),
+        *("web", "worker", "testing"),
     )
 )
 

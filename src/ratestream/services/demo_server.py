@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ratestream import __version__
+from ratestream.apidocs import serve_docs
 from ratestream.rates.averages import decimal_text
 from ratestream.rates.pair import parse_pair
 from ratestream.settings import DemoServerSettings, Settings
@@ -121,11 +122,15 @@ def make_api(feed: Feed, ticks: Ticks) -> FastAPI:
         title="ratestream demo_server",
         version=__version__,
         summary="A rate source to try ratestream on: not for real use.",
+        docs_url=None,
+        redoc_url=None,
         exception_handlers={
             StarletteHTTPException: _on_http_error,
             RequestValidationError: _on_invalid_request,
         },
     )
+
+    serve_docs(api)
 
     def rates_of(day: date | None) -> Rates:
         try:

@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse
 from prometheus_client import Gauge
 from starlette.staticfiles import StaticFiles
 
+from ratestream.apidocs import serve_docs
 from ratestream.services.api_gateway.answers import (
     AVERAGE,
     PAIR,
@@ -118,9 +119,11 @@ def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
         summary="Exchange rates and their exact rolling averages.",
         description=__doc__,
         version="1",
+        docs_url=None,
         redoc_url=None,
         responses=problems(422, 500, 503),
     )
+    serve_docs(api)
     Limit = Annotated[  # noqa: N806 - a type
         int, Query(ge=1, le=settings.max_limit, description="Items in the answer, at most.")
     ]

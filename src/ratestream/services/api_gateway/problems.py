@@ -15,7 +15,7 @@ _RETRY_AFTER_SECONDS = 5
 _SCHEMA = "#/components/schemas/{model}"
 
 
-class FieldError(BaseModel):
+class WrongField(BaseModel):
     """One parameter that is wrong."""
 
     field: str
@@ -30,7 +30,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    errors: list[FieldError] | None = None
+    errors: list[WrongField] | None = None
 
 
 class UnknownPairError(Exception):
@@ -43,10 +43,10 @@ class Kind(NamedTuple):
     name: str
     title: str
     example: str
-    errors: list[FieldError] | None = None
+    errors: list[WrongField] | None = None
 
 
-_TOO_SMALL = FieldError(field="limit", value="0", allowed="must be greater than or equal to 1")
+_TOO_SMALL = WrongField(field="limit", value="0", allowed="must be greater than or equal to 1")
 _KINDS = {
     404: Kind(
         "unknown-pair", "Unknown pair", "there is no pair XAUXAG; GET /pairs lists what there is"
@@ -105,7 +105,7 @@ def answer_errors(api: FastAPI) -> None:
     async def wrong_cursor(request: Request, _: UnstorableError) -> JSONResponse:
         # Only a cursor can hold what Postgres has no value for.
         cursor = request.query_params.get("cursor")
-        return _wrong([FieldError(field="cursor", value=cursor, allowed="must be `next` as given")])
+        return _wrong([WrongField(field="cursor", value=cursor, allowed="must be `next` as given")])
 
     @api.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -122,21 +122,21 @@ def answer_errors(api: FastAPI) -> None:
         return _answer(_problem(500, _KINDS[500].example))  # the server logs it, with its trace
 
 
-def _wrong(errors: list[FieldError]) -> JSONResponse:
+def _wrong(errors: list[WrongField]) -> JSONResponse:
     detail = "; ".join(f"{each.field} = {each.value}: {each.allowed}" for each in errors)
     return _answer(_problem(422, detail, errors))
 
 
-def _field_error(detail: Any) -> FieldError:
+def _field_error(detail: Any) -> WrongField:
     value = detail.get("input") if detail["type"] != "missing" else None
-    return FieldError(
+    return WrongField(
         field=".".join(str(part) for part in detail["loc"][1:]),
         value=value if value is None else str(value),
         allowed=detail["msg"].replace("Input should", "must"),
     )
 
 
-def _problem(status: int, detail: str, errors: list[FieldError] | None = None) -> Problem:
+def _problem(status: int, detail: str, errors: list[WrongField] | None = None) -> Problem:
     kind = _KINDS[status]
     return Problem(
         type=f"urn:ratestream:{kind.name}",

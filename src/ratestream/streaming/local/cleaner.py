@@ -18,14 +18,17 @@ from ratestream.streaming.local.storage import (
     insert_batches,
 )
 
+# Giving pages back to the disk is this much slower, for each byte, than reading or deleting.
+SHRINKING_COSTS = 16
+
 
 @dataclass(slots=True)
 class _Compaction:
     """One pass over a log: first learn the newest offset of each key that is new since the last
-    pass, up to `end`; then sweep what it supersedes, from the beginning up to there."""
+    pass, from `learned` up to `end`; then sweep what it supersedes, from the beginning."""
 
+    learned: int
     end: int
-    is_learning: bool = True
     newest: dict[bytes | None, int] = field(default_factory=dict)
     swept: int = 0
     swept_bytes: int = 0
@@ -48,7 +51,7 @@ class Cleaner:
                 for topic in list(self._storage.topics.values())
                 for log in topic.logs
             ]
-            self._storage.shrink(self._config.maintenance_bytes)
+            self._storage.shrink(self._config.maintenance_bytes // SHRINKING_COSTS)
             return any(stopped)
 
     def _clean(self, topic: Topic, log: Log, now: int) -> bool:
@@ -88,24 +91,26 @@ class Cleaner:
             new = extent.bytes - extent.compacted_bytes
             if new <= extent.compacted_bytes + self._config.compaction_min_bytes:
                 return False
-            self._compactions[log] = _Compaction(end=extent.compacted)
+            self._compactions[log] = _Compaction(learned=extent.compacted, end=extent.high)
         compaction = self._compactions[log]
-        if compaction.is_learning:
+        if compaction.learned < compaction.end:
             self._learn(log, compaction)
         else:
             self._sweep(log, compaction, now)
         return log in self._compactions
 
     def _learn(self, log: Log, compaction: _Compaction) -> None:
-        batches = self._chunk(log, compaction.end, log.extent.high, self._config.maintenance_bytes)
+        size = self._config.maintenance_bytes
+        batches = self._chunk(log, compaction.learned, compaction.end, size)
         for batch in batches:
             for record in decode(batch.records):
                 compaction.newest[record.key] = record.offset
-            compaction.end = batch.next
+            compaction.learned = batch.next
             if len(compaction.newest) >= self._config.compaction_max_keys:
-                compaction.is_learning = False
+                compaction.end = batch.next
                 return
-        compaction.is_learning = bool(batches)
+        if not batches:
+            compaction.learned = compaction.end
 
     def _sweep(self, log: Log, compaction: _Compaction, now: int) -> None:
         allowed = self._config.maintenance_bytes

@@ -271,7 +271,8 @@ class Storage:
             )
             if (surplus := free - pages // 4) > 0:
                 count = min(surplus, max_bytes // size)
-                self._connection.execute(f"PRAGMA incremental_vacuum({count})").fetchall()
+                # `execute` would stop after the first page: a step a page, and no columns.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({count})")
 
     def close(self) -> None:
         with self.changed:
