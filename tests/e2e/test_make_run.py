@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from ratestream.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = (
@@ -85,6 +88,17 @@ def answer(url: str) -> dict[str, object] | None:
         return None
 
 
+def documented_questions(ports: Mapping[str, int]) -> list[str]:
+    """Every curl command that README and tutorial show, asking the ports in use here."""
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs" / "tutorial.md").read_text()
+    commands = re.findall(r"curl -s '?http://127[^`\n|]*", pages)
+    assert len(commands) > 6
+    for name, port in ports.items():
+        default = str(getattr(Settings(), name).port)
+        commands = [command.replace(f":{default}/", f":{port}/") for command in commands]
+    return sorted({command.strip().rstrip("\\").strip() for command in commands})
+
+
 def untouched_environment() -> dict[str, str]:
     """Without settings, and without what the `make` that runs these tests passes on."""
     return {
@@ -123,6 +137,10 @@ def test_make_run_answers_and_ctrl_c_ends_all_of_it(
         assert screen.process.poll() is None, screen.shown.decode()
         assert time.monotonic() < deadline, screen.shown.decode()
         time.sleep(0.2)
+
+    for command in documented_questions(ports) if shutil.which("curl") else []:
+        asked = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, check=True)
+        assert asked.stdout.strip(), command
 
     screen.type(CTRL_C)
     assert screen.process.wait(15) == 0, screen.shown.decode()

@@ -77,7 +77,7 @@ def test_an_outage_is_told_once_and_so_is_its_end(port, broker, caplog):
 
     def reachable() -> bool:
         assert consumer.poll(10, timeout=0.05) == []
-        return broker.is_reachable()
+        return bool(broker.is_reachable())
 
     with tansu_process(port):
         broker.create_topics([TopicSpec("quotes", partitions=1)])

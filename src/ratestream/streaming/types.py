@@ -1,7 +1,7 @@
 """The words that all of the runtime shares: records, topics, and what a broker can do.
 
 A broker is anything that keeps these protocols: Apache Kafka (`kafka.py`) or the local one
-(`local.py`). Their calls block, so a worker makes them on the one thread that owns its consumer
+(`local/`). Their calls block, so a worker makes them on the one thread that owns its consumer
 and producer, never on the event loop. Offsets are always *next* offsets: a committed offset,
 a position and a high watermark each name the first record not yet read.
 """
