@@ -130,6 +130,10 @@ def full_windows(address: str) -> bool:
     return bool(averages) and all(item["count"] == WINDOW for item in averages)
 
 
+def stored_quotes(address: str) -> int:
+    return len(get(address, "/pairs/currencies?pair_name=EURUSD&limit=1000")["items"])
+
+
 def query(data_dir: Path, statement: str) -> list[Any]:
     async def ask(url: str) -> list[Any]:
         connection = await asyncpg.connect(url)
@@ -172,8 +176,13 @@ def test_it_answers_stops_and_goes_on_after_any_end(tmp_path: Path) -> None:
         gateway = killed.gateway()
         assert killed.until(lambda: full_windows(gateway))
         killed.end(signal.SIGKILL)
+    (kill,) = query(
+        data_dir,
+        "SELECT max(origin_offset) AS at, count(*) AS quotes FROM quotes WHERE pair = 'EURUSD'",
+    )
     with up(data_dir) as last:
-        last.gateway()
+        gateway = last.gateway()
+        assert last.until(lambda: stored_quotes(gateway) > kill["quotes"] + 4 * WINDOW)
         assert last.end(signal.SIGINT) == 0
 
     quotes = query(
@@ -184,8 +193,12 @@ def test_it_answers_stops_and_goes_on_after_any_end(tmp_path: Path) -> None:
     expected = expected_averages(quotes)
     stored = {(pair, offset): (value, count) for pair, offset, value, count in averages}
     assert len(stored) == len(averages)
-    assert stored == {key: expected[key] for key in stored}
-    assert len(stored) > 200
+    # An average may be stored before its quote is. At least once: what was under way when it was
+    # killed may be in a window twice, until the window has moved on.
+    unsure = range(kill["at"] - WINDOW, kill["at"] + 3 * WINDOW)
+    sure = {key for key in stored.keys() & expected.keys() if key[1] not in unsure}
+    assert {key: stored[key] for key in sure} == {key: expected[key] for key in sure}
+    assert len(sure) > 200
 
 
 def test_a_second_signal_is_not_too_many(tmp_path: Path) -> None:
