@@ -20,9 +20,12 @@ from typing import Any
 import asyncpg
 import httpx
 import psutil
+import pytest
 
 from ratestream.settings import SERVICES
 from ratestream.storage.embedded import EmbeddedPostgres
+from tests.support.kafka_servers import start_kafka
+from tests.support.postgres import fetch
 
 COMMAND = [str(Path(sys.executable).with_name("ratestream")), "up", "--plain"]
 READY_SECONDS = 60.0
@@ -35,11 +38,11 @@ WINDOW = 10
 class Up:
     """A running `ratestream up`, what it has printed, and everything that it started."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *options: str) -> None:
         self.data_dir = data_dir
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [*COMMAND, "--data-dir", str(data_dir)],
+            [*COMMAND, "--data-dir", str(data_dir), *options],
             env={**_without_settings(), **_fast_settings()},
             cwd=data_dir.parent,
             stdout=subprocess.PIPE,
@@ -95,8 +98,8 @@ class Up:
 
 
 @contextmanager
-def up(data_dir: Path) -> Iterator[Up]:
-    running = Up(data_dir)
+def up(data_dir: Path, *options: str) -> Iterator[Up]:
+    running = Up(data_dir, *options)
     try:
         yield running
     finally:
@@ -199,6 +202,26 @@ def test_it_answers_stops_and_goes_on_after_any_end(tmp_path: Path) -> None:
     sure = {key for key in stored.keys() & expected.keys() if key[1] not in unsure}
     assert {key: stored[key] for key in sure} == {key: expected[key] for key in sure}
     assert len(sure) > 200
+
+
+@pytest.mark.kafka
+def test_it_runs_on_given_servers(tmp_path: Path, empty_database: str) -> None:
+    if "kafka" not in os.environ.get("RATESTREAM_TEST_REQUIRE", ""):
+        pytest.skip("needs Java and Maven; .ci/run brings them")
+    with start_kafka() as cluster:
+        servers = ("--kafka", cluster.bootstrap, "--postgres", empty_database)
+        with up(tmp_path / "data", *servers) as first:
+            gateway = first.gateway()
+            assert first.until(lambda: full_windows(gateway))
+            assert first.end(signal.SIGTERM) == 0
+        before = asyncio.run(fetch(empty_database, "SELECT count(*) AS quotes FROM quotes"))
+        with up(tmp_path / "data", *servers) as again:
+            gateway = again.gateway()
+            assert full_windows(gateway)
+            assert again.until(lambda: stored_quotes(gateway) > before[0]["quotes"] / 12 + WINDOW)
+            assert again.end(signal.SIGINT) == 0
+    assert not (tmp_path / "data" / "postgres").exists()
+    assert not (tmp_path / "data" / "broker").exists()
 
 
 def test_a_second_signal_is_not_too_many(tmp_path: Path) -> None:
