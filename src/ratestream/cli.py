@@ -1,5 +1,5 @@
-"""The command line. Whatever goes wrong is one line on stderr and exit code 1; what is heavy is
-imported by the command that needs it."""
+"""The command line. Whatever goes wrong is one line on stderr and exit code 1, or 2 when the
+command line itself is wrong; what is heavy is imported by the command that needs it."""
 
 from __future__ import annotations
 

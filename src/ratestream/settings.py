@@ -269,9 +269,6 @@ class RuntimeSettings(Section):
         description="Seconds that a rebalance or a stop waits for agents; what they have not "
         "finished then is read again.",
     )
-    request_max_bytes: int = Field(
-        default=65_536, ge=1024, le=16_777_216, description="Largest HTTP request body, bytes."
-    )
     session_timeout: float = Field(
         default=10.0,
         ge=1,
@@ -428,7 +425,10 @@ class ApiGatewaySettings(ServiceSection):
         default=10, ge=1, le=100_000, description="Rows in an answer when none are asked for."
     )
     max_limit: int = Field(
-        default=1000, ge=1, le=100_000, description="Rows in an answer, however many are asked for."
+        default=1000,
+        ge=200,
+        le=100_000,
+        description="Rows in an answer, however many are asked for; the dashboard asks for 200.",
     )
 
     @model_validator(mode="after")

@@ -53,7 +53,7 @@ async def gateway(url: str, *stored: Quote | Average) -> AsyncIterator[httpx.Asy
     await database.close()
     settings = Settings(
         postgres=PostgresSettings(url=SecretStr(url)),
-        api_gateway=ApiGatewaySettings(port=0, default_limit=3, max_limit=50),
+        api_gateway=ApiGatewaySettings(port=0, default_limit=3, max_limit=200),
     )
     async with (
         AppTester(build(settings)) as tester,
@@ -177,7 +177,7 @@ def test_an_unknown_pair_is_named(database_url: str, path: str) -> None:
     ("field", "value", "allowed"),
     [
         ("limit", "0", "greater than or equal to 1"),
-        ("limit", "51", "less than or equal to 50"),
+        ("limit", "201", "less than or equal to 200"),
         ("limit", "many", "valid integer"),
         ("pair_name", "usdrub", "pattern"),
         ("source", "", "at least 1 character"),

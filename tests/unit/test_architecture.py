@@ -29,14 +29,13 @@ LAYERS = (
     ("ratestream.services",),
     ("ratestream.up",),
     ("ratestream.cli",),
-    ("ratestream.__main__",),
 )
 
 # Inside the runtime every module stands on a line of its own.
 STREAMING_LAYERS = tuple(
     (f"ratestream.streaming.{name}",)
     for name in (
-        *("errors", "types", "codecs", "store", "metrics", "partitioner", "groups", "kafka"),
+        *("errors", "types", "codecs", "store", "metrics", "kafka"),
         *("local", "outbox", "topics", "tables", "streams", "timers", "app", "pipeline"),
         *("web", "worker", "testing"),
     )
@@ -60,8 +59,8 @@ BLIND_EXCEPTS = {
     "ratestream.streaming.streams": 1,  # whatever an agent raises
 }
 
-# Run, by Alembic and by `python -m`; never imported.
-NOT_IMPORTABLE = ("ratestream.storage.migrations", "ratestream.__main__")
+# Run by Alembic; never imported.
+NOT_IMPORTABLE = ("ratestream.storage.migrations",)
 
 
 def module_name(path: Path) -> str:

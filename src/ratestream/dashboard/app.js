@@ -4,8 +4,9 @@
 const POLL_MS = 1000;
 const SLOWEST_POLL_MS = 10_000;
 const TIMEOUT_MS = 5000;
-const OLD_SECONDS = 60;
+const OLD_SECONDS = 60; // or three times what usually lies between two quotes
 const MOST_PAIRS = 200;
+const MOST_AVERAGES = 2000;
 const CHART_QUOTES = 120;
 const SEEDS_AT_ONCE = 4;
 const SVG = "http://www.w3.org/2000/svg";
@@ -27,10 +28,10 @@ async function get(path, parameters = {}) {
 async function poll() {
   const [pairs, averages] = await Promise.all([
     get("pairs", { limit: MOST_PAIRS }),
-    get("pairs/average", { limit: MOST_PAIRS }),
+    everyAverage(),
   ]);
   for (const pair of pairs.items) for (const quote of pair.newest) receive(quote);
-  for (const average of averages.items) {
+  for (const average of averages) {
     const row = rows.get(nameOf(average));
     if (row) row.average = average;
   }
@@ -39,6 +40,17 @@ async function poll() {
   chosen ??= rows.values().next().value ?? null;
   const unseeded = [...rows.values()].filter((row) => !row.seeded).slice(0, SEEDS_AT_ONCE);
   await Promise.all([...new Set([chosen, ...unseeded])].filter(Boolean).map(readHistory));
+}
+
+// One for each source of a pair, so there may be more of them than pairs.
+async function everyAverage() {
+  const averages = [];
+  for (let cursor = ""; cursor !== null; ) {
+    const page = await get("pairs/average", { limit: MOST_PAIRS, ...(cursor && { cursor }) });
+    averages.push(...page.items);
+    cursor = averages.length < MOST_AVERAGES ? page.next : null;
+  }
+  return averages;
 }
 
 const nameOf = (item) => `${item.pair_name} ${item.source}`;
@@ -105,6 +117,12 @@ function draw() {
   if (chosen) drawFocus(chosen);
 }
 
+function isOld({ quote, history }) {
+  const span = history.length ? Date.parse(quote.received_at) - Date.parse(history[0].received_at) : 0;
+  const usual = history.length > 1 ? span / 1000 / (history.length - 1) : 0;
+  return ageOf(quote) > Math.max(OLD_SECONDS, 3 * usual);
+}
+
 function drawRow(row) {
   const { cells, element, quote, average } = row;
   const rate = plain(quote.value);
@@ -114,7 +132,7 @@ function drawRow(row) {
   cells.average.textContent = average ? plain(average.value) : "–";
   cells.observed.textContent = day(quote.observed_at);
   cells.age.textContent = spoken(ageOf(quote));
-  element.toggleAttribute("data-old", ageOf(quote) > OLD_SECONDS);
+  element.toggleAttribute("data-old", isOld(row));
   element.toggleAttribute("data-chosen", row === chosen);
   row.button.setAttribute("aria-pressed", String(row === chosen));
   drawLine(row.spark, numbers(row), 100, 24);
@@ -183,7 +201,7 @@ function say(state, text) {
 function sayFreshness() {
   if (!rows.size) return say("waiting", "No quotes yet");
   const youngest = Math.min(...[...rows.values()].map((row) => ageOf(row.quote)));
-  if (youngest > OLD_SECONDS) return say("stale", `Nothing new for ${spoken(youngest)}`);
+  if ([...rows.values()].every(isOld)) return say("stale", `Nothing new for ${spoken(youngest)}`);
   return say("live", "Live");
 }
 

@@ -266,7 +266,6 @@ class WorkerConfig:
     output_max_bytes: int = 32 * 1024 * 1024
     table_cache_entries: int = 100_000
     drain_timeout: float = 3.0
-    request_max_bytes: int = 64 * 1024
     session_timeout: float = 10.0
     heartbeat_interval: float = 1.0
     max_poll_interval: float = 300.0

@@ -185,7 +185,7 @@ def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
             next=to_cursor((last.pair, last.source)) if last else None,
         )
 
-    @api.get("/", include_in_schema=False)
+    @api.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def dashboard() -> FileResponse:
         return FileResponse(DASHBOARD / "index.html")
 

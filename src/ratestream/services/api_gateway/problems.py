@@ -1,5 +1,6 @@
 """api_gateway's errors, as problem details for HTTP APIs (RFC 9457)."""
 
+import re
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,7 @@ from ratestream.storage.errors import DatabaseUnavailableError, UnstorableError
 
 PROBLEM_JSON = "application/problem+json"
 _RETRY_AFTER_SECONDS = 5
+_SHOWN_CHARACTERS = 100
 _SCHEMA = "#/components/schemas/{model}"
 
 
@@ -105,7 +107,15 @@ def answer_errors(api: FastAPI) -> None:
     async def wrong_cursor(request: Request, _: UnstorableError) -> JSONResponse:
         # Only a cursor can hold what Postgres has no value for.
         cursor = request.query_params.get("cursor")
-        return _wrong([WrongField(field="cursor", value=cursor, allowed="must be `next` as given")])
+        return _wrong(
+            [
+                WrongField(
+                    field="cursor",
+                    value=_shortened(cursor or ""),
+                    allowed="must be `next` as given",
+                )
+            ]
+        )
 
     @api.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -123,17 +133,25 @@ def answer_errors(api: FastAPI) -> None:
 
 
 def _wrong(errors: list[WrongField]) -> JSONResponse:
-    detail = "; ".join(f"{each.field} = {each.value}: {each.allowed}" for each in errors)
+    detail = "; ".join(f"{_named(each)}: {each.allowed}" for each in errors)
     return _answer(_problem(422, detail, errors))
 
 
+def _named(wrong: WrongField) -> str:
+    return wrong.field if wrong.value is None else f"{wrong.field} = {wrong.value}"
+
+
 def _field_error(detail: Any) -> WrongField:
-    value = detail.get("input") if detail["type"] != "missing" else None
-    return WrongField(
-        field=".".join(str(part) for part in detail["loc"][1:]),
-        value=value if value is None else str(value),
-        allowed=detail["msg"].replace("Input should", "must"),
-    )
+    field = ".".join(str(part) for part in detail["loc"][1:])
+    if detail["type"] == "missing":
+        return WrongField(field=field, value=None, allowed="is required")
+    allowed = re.sub(r"^(Input|String|Value) should", "must", detail["msg"])
+    return WrongField(field=field, value=_shortened(str(detail["input"])), allowed=allowed)
+
+
+def _shortened(text: str) -> str:
+    """An answer does not grow with what was asked."""
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
 def _problem(status: int, detail: str, errors: list[WrongField] | None = None) -> Problem:
