@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ratestream.streaming import AgentError, App, StateError, Stream, TopicError, WorkerConfig
+from ratestream.streaming import (
+    AgentError,
+    App,
+    ConfigurationError,
+    StateError,
+    Stream,
+    TopicError,
+    WorkerConfig,
+)
 from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.testing import AppTester
 from ratestream.streaming.types import TopicSpec
@@ -175,5 +184,48 @@ def test_three_instances_count_like_one(tmp_path: Path) -> None:
         for instance in instances:
             await instance.__aexit__()
         broker.close()
+
+    run(scenario)
+
+
+def test_a_table_behaves_like_a_dictionary_of_its_partition(tmp_path: Path) -> None:
+    app = App("dictionary")
+    words = app.topic("words", value_type=str)
+    table = app.Table("t", value_type=int, default=int, partitions_of=words, key_type=str)
+    found: list[object] = []
+
+    @app.agent(words)
+    async def use(stream: Stream[str]) -> None:
+        async for _ in stream:
+            found.append(table.pop("x", None))
+            found.append(table.setdefault("x", 7))
+            found.append(sorted(table.items()))
+            found.append(("x" in table, "y" in table, len(table)))
+            found.append(table.pop("x"))
+            found.append(list(table.values()))
+
+    async def scenario() -> None:
+        async with AppTester(app, config=config(tmp_path)) as tester:
+            await tester.send("words", "a")
+            await tester.settle()
+
+    run(scenario)
+    assert found == [None, 7, [("x", 7)], (True, False, 1), 7, []]
+
+
+def test_reading_much_does_not_fill_the_cache(tmp_path: Path) -> None:
+    app = counting_app()
+
+    async def scenario() -> None:
+        small = replace(config(tmp_path), table_cache_entries=10)
+        async with AppTester(app, config=small) as tester:
+            tester.write([app.topics["words"].encode(str(n), str(n)) for n in range(500)])
+            await tester.settle()
+            counts = app.tables["counts"]
+            assert len(counts.items()) == 500
+            cached = sum(len(each.cache) for each in counts._partitions.values())
+            assert cached <= 10 * 8
+            with pytest.raises(ConfigurationError, match="only an agent"):
+                counts["x"] = 1
 
     run(scenario)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from ratestream.streaming.errors import BrokerError
+from ratestream.streaming.errors import BrokerError, DeliveryError, StreamingError
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.types import (
     Broker,
@@ -21,16 +21,17 @@ from ratestream.streaming.types import (
 _MAX_WAITING = 10_000
 _MAX_BATCH = 1_000
 
+_ENDED = "the worker has stopped: nothing can be sent any more"
+_Waiting = tuple[OutgoingRecord, asyncio.Future[None]]
+
 log = structlog.get_logger("ratestream.outbox")
 
 
 class BufferedOutbox:
     """What agents have sent since the last commit. When it is full, `put` waits until `spill` has
-    given the records to the producer."""
+    taken the records and given them to the producer."""
 
-    def __init__(
-        self, config: WorkerConfig, spill: Callable[[list[OutgoingRecord]], Awaitable[None]]
-    ) -> None:
+    def __init__(self, config: WorkerConfig, spill: Callable[[], Awaitable[None]]) -> None:
         self._max_records = config.output_max_records
         self._max_bytes = config.output_max_bytes
         self._spill = spill
@@ -47,7 +48,7 @@ class BufferedOutbox:
         self.add(record)
         full = len(self._records) >= self._max_records or self._bytes >= self._max_bytes
         if full and not self.holds_everything:
-            await self._spill(self.take())
+            await self._spill()
 
     def take(self) -> list[OutgoingRecord]:
         records, self._records = self._records, []
@@ -60,6 +61,7 @@ class AcknowledgedOutbox:
 
     Records that wait together are sent together. A broker that fails is tried again until it
     answers, so a record may be written twice, and none is dropped; `trouble` says why meanwhile.
+    Once it has ended, `put` raises `DeliveryError`, for those that wait as well.
     """
 
     def __init__(
@@ -69,34 +71,47 @@ class AcknowledgedOutbox:
         self._broker = broker
         self._config = config
         self._metrics = metrics
-        self._queue: asyncio.Queue[tuple[OutgoingRecord, asyncio.Future[None]]] = asyncio.Queue(
-            _MAX_WAITING
-        )
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(_MAX_WAITING)
         self._producer: Producer | None = None
+        self._has_ended = False
         self.trouble = ""
 
     async def put(self, record: OutgoingRecord) -> None:
+        if self._has_ended:
+            raise DeliveryError(_ENDED)
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._queue.put((record, acknowledged))
+        if self._has_ended:  # while this waited for room
+            self._fail_waiting([])
         await acknowledged
 
     async def run(self) -> None:
         """Send what is put, until cancelled."""
         executor = ThreadPoolExecutor(1, thread_name_prefix=f"{self._client_id}-outbox")
+        batch: list[_Waiting] = []
         try:
             while True:
                 batch = [await self._queue.get()]
                 while not self._queue.empty() and len(batch) < _MAX_BATCH:
                     batch.append(self._queue.get_nowait())
-                await self._deliver(executor, [record for record, _ in batch])
-                for _, acknowledged in batch:
-                    if not acknowledged.done():
-                        acknowledged.set_result(None)
+                refusal = await self._deliver(executor, [record for record, _ in batch])
+                _answer(batch, refusal)
         finally:
+            self._has_ended = True
+            self._fail_waiting(batch)
             executor.submit(self._close)
             executor.shutdown(wait=False)
 
-    async def _deliver(self, executor: ThreadPoolExecutor, records: list[OutgoingRecord]) -> None:
+    def _fail_waiting(self, batch: list[_Waiting]) -> None:
+        waiting = list(batch)
+        while not self._queue.empty():
+            waiting.append(self._queue.get_nowait())
+        _answer(waiting, DeliveryError(_ENDED))
+
+    async def _deliver(
+        self, executor: ThreadPoolExecutor, records: list[OutgoingRecord]
+    ) -> StreamingError | None:
+        """None when the broker has them; why it never will, when trying again cannot help."""
         loop = asyncio.get_running_loop()
         delay = self._config.retry_backoff_min
         while True:
@@ -109,8 +124,10 @@ class AcknowledgedOutbox:
                 await asyncio.sleep(delay)
                 delay = min(self._config.retry_backoff_max, delay * 2)
                 continue
+            except StreamingError as error:
+                return error
             self.trouble = ""
-            return
+            return None
 
     def _send(self, records: list[OutgoingRecord]) -> None:
         if self._producer is None:
@@ -122,7 +139,7 @@ class AcknowledgedOutbox:
         try:
             self._producer.send(records)
             self._producer.flush()
-        except BrokerError:
+        except StreamingError:
             self._close()  # a producer that failed may hold records it would send again
             raise
         for record in records:
@@ -132,3 +149,13 @@ class AcknowledgedOutbox:
         if self._producer is not None:
             self._producer.close()
             self._producer = None
+
+
+def _answer(batch: list[_Waiting], refusal: StreamingError | None) -> None:
+    for _, acknowledged in batch:
+        if acknowledged.done():
+            continue
+        if refusal is None:
+            acknowledged.set_result(None)
+        else:
+            acknowledged.set_exception(refusal)

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from typing import Any, TypeVar
 import structlog
 
 from ratestream.streaming.app import App
-from ratestream.streaming.errors import BrokerError, DecodeError, FencedError, StreamingError
+from ratestream.streaming.errors import (
+    AgentError,
+    BrokerError,
+    DecodeError,
+    DeliveryError,
+    FencedError,
+    StreamingError,
+)
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import BufferedOutbox
 from ratestream.streaming.streams import Event, Rejections, RunningAgent, wait_until_idle
@@ -117,7 +125,7 @@ class Pipeline:
         self._last_commit = self._last_lag = time.monotonic()
         self._records_since_commit = 0
         self._fenced_commits = 0
-        self._aborted: str | None = None
+        self._aborted: StreamingError | None = None
         self._closing = False
         self.busy_since: float | None = None
         self.has_progressed = False
@@ -132,7 +140,7 @@ class Pipeline:
             while not stopping.is_set():
                 records = await self._thread.call(self._poll)
                 if self._aborted:
-                    raise BrokerError(self._aborted)
+                    raise self._aborted
                 await self._thread.call(self._open_and_restore)
                 if records:
                     await self._process(records)
@@ -217,7 +225,7 @@ class Pipeline:
                 kept_alive = True
                 await self._thread.call(self._keep_alive)
                 if self._aborted:
-                    raise BrokerError(self._aborted)
+                    raise self._aborted
             await idle
             if kept_alive:
                 await self._thread.call(self._resume_after_keep_alive)
@@ -236,6 +244,8 @@ class Pipeline:
     async def _process_rest(self) -> None:
         """The last commit of a clean stop; what agents do not finish in time is dropped."""
         work = await self._drain()
+        if isinstance(self._aborted, AgentError):
+            raise self._aborted
         if work:
             await self._thread.call(self._write, work)
 
@@ -271,6 +281,8 @@ class Pipeline:
         return Uncommitted(self._outbox.take(), changes, advanced)
 
     def _write(self, work: Uncommitted) -> None:
+        if self._aborted:
+            raise self._aborted
         with self._metrics.commit_seconds.time():
             self._producer.send(work.outputs)
             for change in work.changes:
@@ -278,7 +290,7 @@ class Pipeline:
             ends = self._producer.flush()
             self._commit_positions(work.positions)
             for change in work.changes:
-                change.table.commit(change, ends[change.changelog_partition])
+                change.table.commit(change, _end(ends, change.changelog_partition))
         self._count_sent(work)
         self._metrics.last_commit.set_to_current_time()
         self.has_progressed = True
@@ -306,9 +318,20 @@ class Pipeline:
         for change in work.changes:
             self._metrics.records_out.labels(change.table.changelog.name).inc(len(change.changes))
 
-    async def _spill(self, records: list[OutgoingRecord]) -> None:
-        """Send outputs before the commit that they belong to, because there are too many."""
-        await self._thread.call(self._producer.send, records)
+    async def _spill(self) -> None:
+        """Send outputs before the commit that they belong to, because there are too many.
+        Shielded: an agent's own timeout must not take back what has left the outbox. An agent
+        never sees a failure here, which it might catch; the pipeline ends and cancels it."""
+        await asyncio.shield(self._thread.call(self._send_early, self._outbox.take()))
+        if self._aborted:
+            await asyncio.Event().wait()
+
+    def _send_early(self, records: list[OutgoingRecord]) -> None:
+        try:
+            self._producer.send(records)
+        except StreamingError as error:
+            self._aborted = error
+            return
         for record in records:
             self._metrics.records_out.labels(record.topic).inc()
 
@@ -329,7 +352,7 @@ class Pipeline:
                 self._write(work)
         except BrokerError as error:
             log.warning("commit_before_revocation_failed", error=str(error))
-            self._aborted = f"the commit before a revocation failed: {error}"
+            self._aborted = error
         finally:
             self._release(partitions)
 
@@ -338,7 +361,7 @@ class Pipeline:
         log.warning("partitions_lost", partitions=len(partitions))
         self._release(partitions)
         if self.busy_since is not None:
-            self._aborted = "partitions were lost while agents worked on them"
+            self._aborted = BrokerError("partitions were lost while agents worked on them")
 
     def _release(self, partitions: Sequence[TopicPartition]) -> None:
         """Close what belongs to partitions given away, before the new owner may open it."""
@@ -357,7 +380,12 @@ class Pipeline:
     def _on_loop(self, step: Coroutine[Any, Any, T]) -> T:
         """The broker thread waits for the loop; each step has a bound of its own."""
         timeout = self._config.drain_timeout + _LOOP_SECONDS
-        return asyncio.run_coroutine_threadsafe(step, self._loop).result(timeout)
+        try:
+            return asyncio.run_coroutine_threadsafe(step, self._loop).result(timeout)
+        except TimeoutError:
+            raise BrokerError(
+                f"the event loop was blocked for {timeout} s during a rebalance"
+            ) from None
 
     async def _forget(self, partitions: set[TopicPartition]) -> None:
         for running in self._agents:
@@ -377,13 +405,13 @@ class Pipeline:
                 await wait_until_idle(self._agents)
             return self._collect()
         except TimeoutError:
-            self._aborted = (
+            self._aborted = BrokerError(
                 f"agents did not finish their batch within drain_timeout "
                 f"({self._config.drain_timeout} s)"
             )
             log.warning("drain_timed_out", agents=[each.stream.at for each in self._agents])
         except StreamingError as error:
-            self._aborted = str(error)
+            self._aborted = error
         finally:
             self._outbox.holds_everything = False
         return None
@@ -412,7 +440,11 @@ class Pipeline:
     def _is_active(self, partition: TopicPartition) -> bool:
         """Whether records of this partition may be read: an agent wants them, and every table
         split like it is restored."""
-        return self._is_wanted(partition) and not self._restorer.waits_for(partition)
+        return (
+            self._is_wanted(partition)
+            and partition not in self._to_open
+            and not self._restorer.waits_for(partition)
+        )
 
     def _is_wanted(self, partition: TopicPartition) -> bool:
         """Whether an agent reads it; a leader topic may only be there to elect."""
@@ -476,12 +508,22 @@ class Pipeline:
         self._thread.close()
 
     def _disconnect(self) -> None:
-        for name in ("_consumer", "_producer", "_restorer"):
-            opened = getattr(self, name, None)
-            if opened is not None:
-                opened.close()
-        for table in self._app.tables.values():
-            table.close_all()
-        self._assigned.clear()
-        self._metrics.partitions.set(0)
-        self._metrics.lag.clear()
+        with ExitStack() as closing:  # all of them, whichever fails; the consumer first
+            closing.callback(self._metrics.lag.clear)
+            closing.callback(self._metrics.partitions.set, 0)
+            closing.callback(self._assigned.clear)
+            for table in self._app.tables.values():
+                closing.callback(table.close_all)
+            for name in ("_restorer", "_producer", "_consumer"):
+                opened = getattr(self, name, None)
+                if opened is not None:
+                    closing.callback(opened.close)
+
+
+def _end(ends: Mapping[TopicPartition, int], partition: TopicPartition) -> int:
+    try:
+        return ends[partition]
+    except KeyError:
+        raise DeliveryError(
+            f"{partition.topic}[{partition.partition}]: acknowledged without an offset"
+        ) from None

@@ -7,13 +7,16 @@ the table's data, `m` for what the store knows about itself.
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rocksdict import (
     BlockBasedOptions,
     Cache,
+    DbClosedError,
     Options,
     Rdict,
     WriteBatch,
@@ -25,6 +28,7 @@ from ratestream.streaming.errors import StateError
 FORMAT = 1
 _CHECKPOINT = b"mcheckpoint"
 _FORMAT = b"mformat"
+_WRITTEN = b"mwritten"
 _CHANGELOG = b"mchangelog"
 _WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 
@@ -90,7 +94,10 @@ class Store:
         return None if value is None else int(value)
 
     def get(self, key: bytes) -> bytes | None:
-        value: bytes | None = self._db.get(b"d" + key)
+        try:
+            value: bytes | None = self._db.get(b"d" + key)
+        except DbClosedError:  # given away meanwhile: only a reader on another thread can be late
+            return None
         return value
 
     def write(self, changes: Mapping[bytes, bytes | None], checkpoint: int) -> None:
@@ -102,10 +109,16 @@ class Store:
             else:
                 batch.put(b"d" + key, value)
         batch.put(_CHECKPOINT, str(checkpoint).encode())
+        batch.put(_WRITTEN, str(int(time.time())).encode())
         self._db.write(batch)
 
+    def age(self) -> float:
+        """Seconds since the last write; infinite when that is not known."""
+        written = self._db.get(_WRITTEN)
+        return math.inf if written is None else max(0.0, time.time() - int(written))
+
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys in byte order, with their values."""
+        """Keys in byte order, with their values. Until it is exhausted the store stays open."""
         key: bytes
         value: bytes
         for key, value in self._db.items(from_key=b"d"):  # type: ignore[assignment]  # raw mode

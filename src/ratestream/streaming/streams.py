@@ -229,6 +229,14 @@ class RunningAgent:
     async def _run(self) -> None:
         try:
             await self.agent.function(self.stream)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise AgentError(
+                f"agent {self.agent.name} failed at {self.stream.at}: "
+                "something that it awaited was cancelled"
+            ) from error
         except Exception as error:  # the boundary: whatever an agent raises stops its worker
             raise AgentError(
                 f"agent {self.agent.name} failed at {self.stream.at}: "

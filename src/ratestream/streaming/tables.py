@@ -7,10 +7,12 @@ partition 3 goes to the table's partition 3, its changelog's partition 3 and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, MutableMapping, ValuesView
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import structlog
 
 from ratestream.streaming.codecs import codec_for
 from ratestream.streaming.errors import ConfigurationError, StateError
@@ -29,7 +31,10 @@ from ratestream.streaming.types import (
 K = TypeVar("K")
 V = TypeVar("V")
 _RESTORE_BATCH_RECORDS = 10_000
+_TOMBSTONES_SECONDS = 12 * 3600
 _MISSING: Any = object()
+
+log = structlog.get_logger("ratestream.tables")
 
 
 @dataclass(slots=True)
@@ -114,7 +119,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
     def __iter__(self) -> Iterator[K]:
         for partition in self._read_partitions():
             pending = {**partition.committing, **partition.dirty}
-            for raw_key, _ in partition.store.items():
+            for raw_key, _ in list(partition.store.items()):
                 key = self._key_codec.decode(raw_key)
                 if key not in pending:
                     yield key
@@ -122,6 +127,30 @@ class Table(MutableMapping[K, V], Generic[K, V]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def items(self) -> ItemsView[K, V]:
+        """What there is now, as a copy: a rebalance may take partitions away meanwhile."""
+        found = {key: self._find(key) for key in self}
+        return {key: value for key, value in found.items() if value is not _MISSING}.items()
+
+    def values(self) -> ValuesView[V]:
+        """What there is now, as a copy."""
+        return dict(self.items()).values()
+
+    def pop(self, key: K, default: Any = _MISSING) -> Any:
+        """Unlike reading, this never answers the table's own default."""
+        value = self._find(key)
+        if value is not _MISSING:
+            del self[key]
+            return value
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    def setdefault(self, key: K, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
 
     def _find(self, key: Any) -> Any:
         for partition in self._read_partitions():
@@ -138,14 +167,16 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         raw = partition.store.get(self._key_codec.encode(key) or b"")
         if raw is None:
             return None
-        value = partition.cache[key] = self._value_codec.decode(raw)
+        value = self._value_codec.decode(raw)
+        if len(partition.cache) < self.cache_entries:  # only a commit makes room again
+            partition.cache[key] = value
         return value
 
     def _read_partitions(self) -> list[_Partition]:
         work = current_work.get()
         if work is None or work.partition is None:
             return list(self._partitions.values())
-        return [self._partitions[work.partition]]
+        return [self._of_record(work.partition)]
 
     def _written_partition(self) -> _Partition:
         work = current_work.get()
@@ -153,7 +184,16 @@ class Table(MutableMapping[K, V], Generic[K, V]):
             raise ConfigurationError(
                 f"table {self.name}: only an agent that iterates record by record may write"
             )
-        return self._partitions[work.partition]
+        return self._of_record(work.partition)
+
+    def _of_record(self, number: int) -> _Partition:
+        try:
+            return self._partitions[number]
+        except KeyError:
+            raise ConfigurationError(
+                f"table {self.name}: partition {number} of {self.source.name} is not on this "
+                "instance; only agents of that topic may use the table"
+            ) from None
 
     # What the worker does with a table.
 
@@ -212,6 +252,12 @@ def _trim(cache: dict[Any, Any], limit: int) -> None:
             cache.pop(key, None)
 
 
+def _is_stale(store: Store) -> bool:
+    """Whether deletions that this store has not seen may be gone from the changelog by now:
+    brokers keep tombstones for a day unless told otherwise."""
+    return store.age() > _TOMBSTONES_SECONDS
+
+
 @dataclass(slots=True)
 class _Restoring:
     table: AnyTable
@@ -246,7 +292,8 @@ class Restorer:
                 f"{changelog.topic}[{partition}], which ends at {high}: the topic was made anew; "
                 "move the folder away to rebuild the table from the changelog"
             )
-        if start is not None and start < low:
+        if start is not None and (start < low or (start < high and _is_stale(store))):
+            log.warning("table_rebuilt", table=table.name, partition=partition, from_offset=low)
             store.wipe()
             start = None
         self._active[changelog] = _Restoring(table, store, high)
@@ -302,8 +349,11 @@ class Restorer:
 
     def _start_over(self, changelog: TopicPartition) -> None:
         """The changelog no longer has what the store would need: rebuild from its start."""
-        self._active[changelog].store.wipe()
-        self._positions[changelog] = self._consumer.watermarks(changelog).low
+        restoring = self._active[changelog]
+        low, restoring.end = self._consumer.watermarks(changelog)
+        log.warning("table_rebuilt", table=restoring.table.name, from_offset=low)
+        restoring.store.wipe()
+        self._positions[changelog] = low
         self._reassign()
 
     def _forget(self, changelog: TopicPartition) -> None:

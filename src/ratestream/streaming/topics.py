@@ -84,6 +84,8 @@ class Topic(Generic[K, V]):
         raw_key = None if key is None else self.key_codec.encode(key)
         raw_value = None if value is None else self.value_codec.encode(value)
         raw_headers = tuple(headers.items()) if isinstance(headers, Mapping) else headers
+        if raw_key is None and self.spec.cleanup_policy == "compact":
+            raise ConfigurationError(f"{self.name} is compacted: a record needs a key")
         self._check_size(raw_key, raw_value, raw_headers)
         return OutgoingRecord(self.name, raw_key, raw_value, None, timestamp, raw_headers)
 

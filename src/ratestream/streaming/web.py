@@ -83,6 +83,8 @@ class WebServer:
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         while not self._server.started and not self._task.done():  # noqa: ASYNC110
             await asyncio.sleep(0.005)  # uvicorn offers a flag, no event
+        if self._task.done():
+            self._task.result()
 
     async def stop(self) -> None:
         self._server.should_exit = True
@@ -98,6 +100,7 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         listener.close()
         raise ConfigurationError(

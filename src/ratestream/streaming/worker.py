@@ -46,6 +46,7 @@ _NEXT_STATES = {
     WorkerState.FAILED: set(),
 }
 _ENDING = {WorkerState.STOPPING, WorkerState.FAILED}
+_NOT_YET_RUNNING = {WorkerState.NEW, WorkerState.CONNECTING}
 
 
 class Worker:
@@ -74,7 +75,7 @@ class Worker:
         stop = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait((body, stop), return_when=asyncio.FIRST_COMPLETED)
-            if not body.done() and self.state is WorkerState.RUNNING:
+            if not body.done() and self.state not in _NOT_YET_RUNNING:
                 await asyncio.wait((body,), timeout=self._config.drain_timeout + _STOP_SECONDS)
         finally:
             stop.cancel()
@@ -100,6 +101,8 @@ class Worker:
             reasons.append(f"records cannot be sent: {self._outbox.trouble}")
         if self._pipeline is not None:
             reasons.extend(self._pipeline.readiness())
+        elif self.app.input_topics() and not reasons:
+            reasons.append("nothing is being read")
         for name, check in self.app.readiness_checks.items():
             reason = check()
             if reason is not None:
@@ -171,13 +174,15 @@ class Worker:
                 task.cancel()
             await asyncio.wait(tasks)
         for task in done:
+            if task.cancelled():
+                raise StreamingError(f"{self.app.id}: something that a task awaited was cancelled")
             task.result()
 
     async def _pipelines(self, identity: Identity) -> None:
         """Until stopping: one pipeline after another, for as long as the broker fails them."""
         if not self.app.input_topics():
             await self._stopping.wait()
-        attempt = 0
+        attempt = -1
         while not self._stopping.is_set():
             self._pipeline = Pipeline(self.app, self._broker, self._config, self._metrics, identity)
             try:
@@ -191,14 +196,14 @@ class Worker:
 
     async def _connected(self) -> Identity | None:
         """The cluster, once it answers and has every topic; None when stopped before."""
-        attempt = 0
+        attempt = -1
         while not self._stopping.is_set():
             try:
                 return await asyncio.to_thread(self._identify)
             except BrokerError as error:
+                attempt += 1
                 await self._back_off(attempt, error)
                 self._transition_to(WorkerState.CONNECTING)
-                attempt += 1
         return None
 
     def _identify(self) -> Identity:
