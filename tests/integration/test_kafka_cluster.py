@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # exported in fact
 
-from ratestream.streaming.errors import BrokerError, DeliveryError
+from ratestream.streaming.errors import BrokerError, MessageTooLargeError
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
 from ratestream.streaming.types import (
     ConsumerConfig,
@@ -62,7 +62,9 @@ def test_a_dead_letter_of_five_megabytes_passes_through(broker, unique_topic):
 
 def test_a_record_that_the_topic_refuses_fails_the_flush(broker, unique_topic):
     topic = unique_topic(partitions=1, max_message_bytes=10_000)
-    with pytest.raises(DeliveryError, match=rf"1 records: {topic}\[0\]: .*MSG_SIZE_TOO_LARGE"):
+    with pytest.raises(
+        MessageTooLargeError, match=rf"1 records: {topic}\[0\]: .*MSG_SIZE_TOO_LARGE"
+    ):
         send(broker, random_record(topic, 20_000))
 
 

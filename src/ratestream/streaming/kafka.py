@@ -573,6 +573,7 @@ class KafkaProducer:
         self._next: dict[TopicPartition, int] = {}
         self._failed = 0
         self._first_failure = ""
+        self._refused_a_size = False
         self._closed = False
         settings = _producer_settings(kafka, config, self._connections, self._on_delivery)
         with _configuring(kafka):
@@ -592,7 +593,10 @@ class KafkaProducer:
         self._next, self._failed, self._first_failure = {}, 0, ""
         if waiting or failed:
             first = first or f"no answer within delivery_timeout={self._config.delivery_timeout} s"
-            raise DeliveryError(
+            # Trying again cannot make a record smaller, so that is told apart.
+            kind = MessageTooLargeError if self._refused_a_size else DeliveryError
+            self._refused_a_size = False
+            raise kind(
                 f"Kafka at {self._servers} did not acknowledge {waiting + failed} records: {first}"
             )
         if offsets:
@@ -655,6 +659,7 @@ class KafkaProducer:
             self._failed += 1
             reason = f"{_name(_partition_of(message))}: {_reason(error)}"
             self._first_failure = self._first_failure or reason
+            self._refused_a_size |= error.code() == KafkaError.MSG_SIZE_TOO_LARGE
             if error.code() == KafkaError._MSG_TIMED_OUT:
                 self._connections.failed(reason)
         elif (offset := message.offset()) is not None:

@@ -95,7 +95,11 @@ class AcknowledgedOutbox:
                 while not self._queue.empty() and len(batch) < _MAX_BATCH:
                     batch.append(self._queue.get_nowait())
                 refusal = await self._deliver(executor, [record for record, _ in batch])
-                _answer(batch, refusal)
+                if refusal is None or len(batch) == 1:
+                    _answer(batch, refusal)
+                    continue
+                for each in batch:  # only the one that is at fault is refused
+                    _answer([each], await self._deliver(executor, [each[0]]))
         finally:
             self._has_ended = True
             self._fail_waiting(batch)

@@ -211,7 +211,8 @@ class Producer(Protocol):
     def flush(self) -> dict[TopicPartition, int]:
         """Wait until everything sent is acknowledged; returns, for each partition written since
         the last flush, the next offset after the last record written there. Raises
-        `DeliveryError` when any record since the last flush failed."""
+        `DeliveryError` when any record since the last flush failed, `MessageTooLargeError` when
+        the broker refused one for its size."""
         ...
 
     def close(self) -> None:
