@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from decimal import Decimal
 
 import msgspec
@@ -38,10 +37,6 @@ def doubling_app() -> App:
     return app
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
-
-
 def test_an_agent_reads_values_and_sends_results() -> None:
     async def scenario() -> None:
         async with AppTester(doubling_app()) as tester:
@@ -53,7 +48,7 @@ def test_an_agent_reads_values_and_sends_results() -> None:
                 Item("a", Decimal("4.50")),
             ]
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_items_give_keys_and_records_give_everything_the_broker_knows() -> None:
@@ -77,7 +72,7 @@ def test_items_give_keys_and_records_give_everything_the_broker_knows() -> None:
             await tester.send("in", "hello", key="k")
             await tester.settle()
 
-    run(scenario)
+    asyncio.run(scenario())
     assert keys == [("k", "hello")]
     assert [(r.topic, r.offset, r.key, r.value) for r in records] == [("in", 0, b"k", b"hello")]
 
@@ -98,7 +93,7 @@ def test_take_gives_full_lists_and_what_there_is_when_time_is_up() -> None:
                 await tester.send("in", value)
             await tester.settle()
 
-    run(scenario)
+    asyncio.run(scenario())
     assert [value for values in taken for value in values] == ["a", "b", "c"]
     assert all(1 <= len(values) <= 2 for values in taken)
 
@@ -118,7 +113,7 @@ def test_what_take_holds_is_not_committed() -> None:
             await asyncio.sleep(0.3)
             assert tester.lag(["in"]) == 1
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_bytes_that_are_not_as_declared_end_in_the_dead_letter_topic() -> None:
@@ -140,7 +135,7 @@ def test_bytes_that_are_not_as_declared_end_in_the_dead_letter_topic() -> None:
             assert headers["service"] == b"doubler"
             assert b"amount" in headers["reason"]
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_without_a_dead_letter_topic_nothing_is_skipped() -> None:
@@ -150,7 +145,7 @@ def test_without_a_dead_letter_topic_nothing_is_skipped() -> None:
             await tester.settle()
 
     with pytest.raises(ConfigurationError, match=r"items\[\d\]@0 .* no dead_letter topic"):
-        run(scenario)
+        asyncio.run(scenario())
 
 
 def test_an_agent_that_raises_stops_the_worker_and_names_the_record() -> None:
@@ -168,7 +163,7 @@ def test_an_agent_that_raises_stops_the_worker_and_names_the_record() -> None:
             await tester.settle()
 
     with pytest.raises(AgentError, match=r"agent fail failed at in\[0\]@0: RuntimeError: boom"):
-        run(scenario)
+        asyncio.run(scenario())
 
 
 def test_what_a_failed_agent_did_not_finish_is_read_again() -> None:
@@ -201,7 +196,7 @@ def test_what_a_failed_agent_did_not_finish_is_read_again() -> None:
         finally:
             broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
     assert attempts == ["once", "once"]
 
 
@@ -233,7 +228,7 @@ def test_timers_tasks_and_pages_wait_for_the_acknowledgement() -> None:
             assert "task" in values
             assert "timer" in values
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_timers_on_the_leader_run_on_one_instance_only() -> None:
@@ -264,4 +259,4 @@ def test_timers_on_the_leader_run_on_one_instance_only() -> None:
                 assert first.worker.is_leader != second.worker.is_leader
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())

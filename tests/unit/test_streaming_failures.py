@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -54,10 +54,6 @@ class FlakyProducer:
         self._inner.close()
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
-
-
 async def cancelled_inside() -> None:
     future = asyncio.get_running_loop().create_future()
     future.cancel()
@@ -79,7 +75,7 @@ def test_an_agent_that_awaits_something_cancelled_has_failed() -> None:
             await tester.settle()
 
     with pytest.raises(AgentError, match="something that it awaited was cancelled"):
-        run(scenario)
+        asyncio.run(scenario())
 
 
 def test_a_timer_that_awaits_something_cancelled_has_failed() -> None:
@@ -95,7 +91,7 @@ def test_a_timer_that_awaits_something_cancelled_has_failed() -> None:
                 await asyncio.sleep(0.01)
 
     with pytest.raises(StreamingError, match="cancelled"):
-        run(scenario)
+        asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("catches", [False, True])
@@ -124,7 +120,7 @@ def test_outputs_that_could_not_be_sent_early_are_made_again(tmp_path: Path, cat
             assert broker.sends > 2
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_who_sends_while_the_worker_ends_is_told_so() -> None:
@@ -153,7 +149,7 @@ def test_who_sends_while_the_worker_ends_is_told_so() -> None:
             await tester.settle()
 
     with pytest.raises(AgentError, match="boom"):
-        run(scenario)
+        asyncio.run(scenario())
     assert "the worker has stopped" in str(told[0])
 
 
@@ -206,4 +202,4 @@ def test_a_partition_that_comes_while_agents_are_busy_is_restored_before_it_is_r
         found = [n for n in (0, 1) if pipeline is not None and pipeline.owns("in", n)]
         return found[0] if len(found) == 1 else None
 
-    run(scenario)
+    asyncio.run(scenario())

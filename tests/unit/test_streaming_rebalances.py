@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -49,10 +49,6 @@ async def running(
         yield app_tester
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
-
-
 def test_what_agents_finish_while_partitions_move_is_committed_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         broker = LocalBroker(None)
@@ -68,7 +64,7 @@ def test_what_agents_finish_while_partitions_move_is_committed_once(tmp_path: Pa
                 assert sorted(two.received("out")) == sorted(NAMES)
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_agents_that_do_not_finish_in_time_are_dropped_and_nothing_is_lost(
@@ -88,7 +84,7 @@ def test_agents_that_do_not_finish_in_time_are_dropped_and_nothing_is_lost(
                 assert set(two.received("out")) == set(NAMES)
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_a_slow_agent_keeps_its_partitions(tmp_path: Path) -> None:
@@ -110,4 +106,4 @@ def test_a_slow_agent_keeps_its_partitions(tmp_path: Path) -> None:
             assert sorted(gate.read) == sorted(NAMES)
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,10 +40,6 @@ def counting_app() -> App:
     return app
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(test())  # type: ignore[arg-type]
-
-
 def config(folder: Path) -> WorkerConfig:
     return WorkerConfig(data_dir=str(folder), commit_interval=0.02)
 
@@ -65,7 +60,7 @@ def test_a_table_goes_on_from_its_store(tmp_path: Path) -> None:
         assert await count(broker, tmp_path, "a") == [1, 2, 3]
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_a_table_is_rebuilt_from_its_changelog_when_the_store_is_gone(tmp_path: Path) -> None:
@@ -75,7 +70,7 @@ def test_a_table_is_rebuilt_from_its_changelog_when_the_store_is_gone(tmp_path: 
         assert await count(broker, tmp_path / "two", "a") == [1, 2, 3]
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_deleted_keys_stay_deleted_after_a_restore(tmp_path: Path) -> None:
@@ -85,7 +80,7 @@ def test_deleted_keys_stay_deleted_after_a_restore(tmp_path: Path) -> None:
         assert await count(broker, tmp_path / "two", "a") == [1, 2, 1]
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_the_changelog_holds_one_record_for_each_key_of_a_commit(tmp_path: Path) -> None:
@@ -101,7 +96,7 @@ def test_the_changelog_holds_one_record_for_each_key_of_a_commit(tmp_path: Path)
             source = tester.records("words")[0].partition
             assert {record.partition for record in changelog} == {source}
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_a_store_of_another_cluster_stops_the_start(tmp_path: Path) -> None:
@@ -112,7 +107,7 @@ def test_a_store_of_another_cluster_stops_the_start(tmp_path: Path) -> None:
             broker.close()
 
     with pytest.raises(StateError, match="another cluster"):
-        run(scenario)
+        asyncio.run(scenario())
 
 
 def test_a_changelog_of_another_size_than_its_source_is_refused(tmp_path: Path) -> None:
@@ -125,7 +120,7 @@ def test_a_changelog_of_another_size_than_its_source_is_refused(tmp_path: Path) 
             broker.close()
 
     with pytest.raises(TopicError, match=r"has 8 partitions and words has 3"):
-        run(scenario)
+        asyncio.run(scenario())
 
 
 def test_a_changelog_gets_as_many_partitions_as_its_source_has(tmp_path: Path) -> None:
@@ -137,7 +132,7 @@ def test_a_changelog_gets_as_many_partitions_as_its_source_has(tmp_path: Path) -
         assert broker.describe_topics([name])[name].partitions == 3
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_only_agents_at_a_record_may_write(tmp_path: Path) -> None:
@@ -156,7 +151,7 @@ def test_only_agents_at_a_record_may_write(tmp_path: Path) -> None:
             await tester.settle()
 
     with pytest.raises(AgentError, match="iterates record by record"):
-        run(scenario)
+        asyncio.run(scenario())
 
 
 def test_three_instances_count_like_one(tmp_path: Path) -> None:
@@ -185,7 +180,7 @@ def test_three_instances_count_like_one(tmp_path: Path) -> None:
             await instance.__aexit__()
         broker.close()
 
-    run(scenario)
+    asyncio.run(scenario())
 
 
 def test_a_table_behaves_like_a_dictionary_of_its_partition(tmp_path: Path) -> None:
@@ -209,7 +204,7 @@ def test_a_table_behaves_like_a_dictionary_of_its_partition(tmp_path: Path) -> N
             await tester.send("words", "a")
             await tester.settle()
 
-    run(scenario)
+    asyncio.run(scenario())
     assert found == [None, 7, [("x", 7)], (True, False, 1), 7, []]
 
 
@@ -228,4 +223,4 @@ def test_reading_much_does_not_fill_the_cache(tmp_path: Path) -> None:
             with pytest.raises(ConfigurationError, match="only an agent"):
                 counts["x"] = 1
 
-    run(scenario)
+    asyncio.run(scenario())

@@ -16,14 +16,11 @@ from decimal import Decimal
 from xml.etree.ElementTree import Element
 from zoneinfo import ZoneInfo
 
-import httpx
 import msgspec
 
 from ratestream.rates.averages import decimal_text, divide
 from ratestream.rates.pair import InvalidPair, make_pair
 from ratestream.sources.base import Answer, UnusableDocumentError, rate_text, shown
-from ratestream.sources.config import CbrSource
-from ratestream.sources.http import get
 from ratestream.sources.xml_document import parse_xml
 
 _MOSCOW = ZoneInfo("Europe/Moscow")
@@ -32,22 +29,11 @@ _POWER_OF_TEN = re.compile(r"10{0,15}")
 _NOMINAL = re.compile(r"[1-9][0-9]{0,15}")
 
 
-class CbrRates:
-    """Pairs are a currency and RUB: USDRUB."""
-
-    def __init__(self, settings: CbrSource) -> None:
-        self._settings = settings
-
-    @property
-    def name(self) -> str:
-        return self._settings.name
-
-    async def fetch(self, client: httpx.AsyncClient) -> Answer:
-        return parse(await get(client, self._settings))
-
-
 def parse(body: bytes) -> Answer:
-    """The day that a Bank of Russia document describes. Raises `UnusableDocumentError`."""
+    """The day that a Bank of Russia document describes. Pairs are a currency and RUB: USDRUB.
+
+    Raises `UnusableDocumentError`.
+    """
     root = parse_xml(body, "ValCurs")
     observed_at = _first_moment(root.get("Date", ""))
     rates: dict[str, msgspec.Raw] = {}

@@ -16,13 +16,10 @@ from datetime import UTC, date, datetime, time
 from xml.etree.ElementTree import Element
 from zoneinfo import ZoneInfo
 
-import httpx
 import msgspec
 
 from ratestream.rates.pair import InvalidPair, make_pair
 from ratestream.sources.base import Answer, UnusableDocumentError, rate_text, shown
-from ratestream.sources.config import EcbSource
-from ratestream.sources.http import get
 from ratestream.sources.xml_document import parse_xml
 
 _ROOT = "{http://www.gesmes.org/xml/2002-08-01}Envelope"
@@ -30,22 +27,11 @@ _CUBE = "{http://www.ecb.int/vocabulary/2002-08-01/eurofxref}Cube"
 _PUBLISHED = time(16, tzinfo=ZoneInfo("Europe/Berlin"))
 
 
-class EcbRates:
-    """Pairs are EUR and another currency: EURUSD."""
-
-    def __init__(self, settings: EcbSource) -> None:
-        self._settings = settings
-
-    @property
-    def name(self) -> str:
-        return self._settings.name
-
-    async def fetch(self, client: httpx.AsyncClient) -> Answer:
-        return parse(await get(client, self._settings))
-
-
 def parse(body: bytes) -> Answer:
-    """The newest day of an ECB document. Raises `UnusableDocumentError`."""
+    """The newest day of an ECB document. Pairs are EUR and another currency: EURUSD.
+
+    Raises `UnusableDocumentError`.
+    """
     days = parse_xml(body, _ROOT).findall(f"{_CUBE}/{_CUBE}[@time]")
     if not days:
         raise UnusableDocumentError("the document has no day of rates")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from ratestream.sources import config
+from ratestream.sources import cbr, config, ecb
 from ratestream.sources.base import Source
-from ratestream.sources.cbr import CbrRates
 from ratestream.sources.demo import DemoRates
-from ratestream.sources.ecb import EcbRates
+from ratestream.sources.http import HttpDocument
 from ratestream.sources.json_http import JsonRates
 
 
@@ -18,9 +17,9 @@ def make_source(settings: config.SourceSettings) -> Source:
         case config.DemoSource():
             return DemoRates(settings)
         case config.EcbSource():
-            return EcbRates(settings)
+            return HttpDocument(settings, ecb.parse)
         case config.CbrSource():
-            return CbrRates(settings)
+            return HttpDocument(settings, cbr.parse)
         case config.JsonSource():
             return JsonRates(settings)
         case _:

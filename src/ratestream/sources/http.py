@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -12,6 +12,7 @@ import httpx
 
 from ratestream import __version__
 from ratestream.sources.base import (
+    Answer,
     RefusedError,
     TooLargeError,
     UnreachableError,
@@ -79,6 +80,21 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
         if len(body) > limit:
             raise TooLargeError(f"the answer is longer than max_response_bytes ({limit})")
     return bytes(body)
+
+
+class HttpDocument:
+    """A source that is one document at one address; `parse` turns its bytes into rates."""
+
+    def __init__(self, settings: HttpSource, parse: Callable[[bytes], Answer]) -> None:
+        self._settings = settings
+        self._parse = parse
+
+    @property
+    def name(self) -> str:
+        return self._settings.name
+
+    async def fetch(self, client: httpx.AsyncClient) -> Answer:
+        return self._parse(await get(client, self._settings))
 
 
 def _refusal(response: httpx.Response) -> RefusedError:

@@ -141,7 +141,6 @@ class Pipeline:
                 records = await self._thread.call(self._poll)
                 if self._aborted:
                     raise self._aborted
-                await self._thread.call(self._open_and_restore)
                 if records:
                     await self._process(records)
                 if self._commit_is_due(drained=not records):
@@ -181,7 +180,10 @@ class Pipeline:
             timeout = _LINGER_SECONDS
         else:
             timeout = _POLL_SECONDS
-        return self._consumer.poll(self._config.batch_max_records, timeout)
+        records = self._consumer.poll(self._config.batch_max_records, timeout)
+        if not self._aborted:
+            self._open_and_restore()
+        return records
 
     async def _process(self, records: Sequence[Record]) -> None:
         self._metrics.batch_size.observe(len(records))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from rocksdict import (
@@ -117,14 +117,14 @@ class Store:
         written = self._db.get(_WRITTEN)
         return math.inf if written is None else max(0.0, time.time() - int(written))
 
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys in byte order, with their values. Until it is exhausted the store stays open."""
-        key: bytes
-        value: bytes
-        for key, value in self._db.items(from_key=b"d"):  # type: ignore[assignment]  # raw mode
-            if not key.startswith(b"d"):
-                return
-            yield key[1:], value
+    def all_keys(self) -> list[bytes]:
+        """In byte order. Read at once: a suspended iterator would keep the folder locked."""
+        keys: list[bytes] = []
+        for key in self._db.keys(from_key=b"d"):
+            if not isinstance(key, bytes) or not key.startswith(b"d"):
+                break
+            keys.append(key[1:])
+        return keys
 
     def estimated_bytes(self) -> int:
         """What the store takes on disk, as RocksDB estimates it."""

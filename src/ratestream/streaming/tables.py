@@ -119,7 +119,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
     def __iter__(self) -> Iterator[K]:
         for partition in self._read_partitions():
             pending = {**partition.committing, **partition.dirty}
-            for raw_key, _ in list(partition.store.items()):
+            for raw_key in partition.store.all_keys():
                 key = self._key_codec.decode(raw_key)
                 if key not in pending:
                     yield key
