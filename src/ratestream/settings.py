@@ -1,8 +1,9 @@
 """Every setting there is, and where its value comes from.
 
 In order of precedence: the command line, `RATESTREAM_…` environment variables (`__` goes one
-level down: RATESTREAM_POSTGRES__URL), one YAML file, the defaults below. Whatever is unknown,
-mistyped or out of bounds stops the start. This is the only module that reads the environment.
+level down: RATESTREAM_POSTGRES__URL; with `_FILE` behind the name the value is read from that
+file), one YAML file, the defaults below. Whatever is unknown, mistyped or out of bounds stops the
+start. This is the only module that reads the environment.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import yaml
 from pydantic import (
@@ -43,6 +45,7 @@ from ratestream.sources.config import (
 from ratestream.streaming.types import WorkerConfig
 
 if TYPE_CHECKING:
+    from ratestream.storage.roles import Roles
     from ratestream.streaming.kafka import KafkaConfig
 
 ENV_PREFIX = "RATESTREAM_"
@@ -61,8 +64,17 @@ SERVICES = (
 
 _DEAD_LETTER_EXTRA_BYTES = 128 * 1024
 _HOUR_MS = 3600 * 1000
+_FILE_SUFFIX = "_FILE"
+_VALUE_FILE_BYTES = 65_536
 _NOT_OURS = re.compile(rf"{CONFIG_VARIABLE}|{ENV_PREFIX}TEST_.*")
 _URL_CREDENTIALS = re.compile(r"://[^/@\s]+@")
+_POSTGRES_HOST = r"(\[[^\]@/]+\]|[^][:@,/?#\s]*)(:\d{1,5})?"
+_POSTGRES_URL = re.compile(
+    rf"postgres(ql)?(\+asyncpg)?://([^@/?#\s]*@)?{_POSTGRES_HOST}(,{_POSTGRES_HOST})*"
+    r"(/[^/?#\s]*)?(\?[^=&#\s]+=[^&#\s]*(&[^=&#\s]+=[^&#\s]*)*)?"
+)
+_ROLE_NAME_LENGTH = 63
+_MAX_PORT = 65_535
 
 Host = Annotated[str, Field(min_length=1, description="Address to listen on.")]
 
@@ -91,7 +103,7 @@ def _not_above(section: Section, lower: str, upper: str) -> None:
 
 
 def _port(default: int) -> Any:
-    return Field(default=default, ge=0, le=65535, description="TCP port; 0 takes a free one.")
+    return Field(default=default, ge=0, le=_MAX_PORT, description="TCP port; 0 takes a free one.")
 
 
 class ServiceSection(Section):
@@ -176,6 +188,27 @@ class PostgresSettings(Section):
         description="`postgresql://user:password@host:port/database`. `ratestream up` brings a "
         "Postgres of its own unless this is set.",
     )
+    password: SecretStr | None = Field(
+        default=None, min_length=1, description="The user's password; wins over the url's."
+    )
+    ssl_mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] | None = Field(
+        default=None,
+        description="How the connection is encrypted and the server recognised, as libpq's "
+        "`sslmode`; only `verify-full` is safe against whoever can come between. Not set: what "
+        "the url says, or else `prefer`.",
+    )
+    ssl_ca_location: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File with the certificates to trust, PEM; `verify-ca` and `verify-full` "
+        "need it.",
+    )
+    ssl_certificate_location: str | None = Field(
+        default=None, min_length=1, description="File with the client's certificate, PEM."
+    )
+    ssl_key_location: str | None = Field(
+        default=None, min_length=1, description="File with the client's key, PEM."
+    )
     pool_size: int = Field(
         default=4, ge=1, le=100, description="Connections that one service keeps at most."
     )
@@ -187,12 +220,72 @@ class PostgresSettings(Section):
         "`ratestream up` uses 30 unless this is set.",
     )
 
+    migrate: bool = Field(
+        default=True,
+        description="Whether db_loader brings the schema up to date when it starts; if not, "
+        "`ratestream db upgrade` has to.",
+    )
+    loader_role: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=_ROLE_NAME_LENGTH,
+        description="Role to which an upgrade of the schema grants what db_loader needs.",
+    )
+    gateway_role: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=_ROLE_NAME_LENGTH,
+        description="Role to which an upgrade of the schema grants what api_gateway needs.",
+    )
+
+    def dsn(self) -> str:
+        """One libpq URL that says everything above about the connection, with the password."""
+        url = re.sub(r"^postgres(ql)?(\+asyncpg)?:", "postgresql:", self.url.get_secret_value())
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        query |= {name: value for name, value in self._parameters().items() if value is not None}
+        netloc = parts.netloc
+        if self.password is not None:
+            user, _, hosts = netloc.rpartition("@")
+            netloc = f"{user.partition(':')[0]}@{hosts}"
+            query["password"] = self.password.get_secret_value()
+        return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query, quote_via=quote)))
+
+    def roles(self) -> Roles:
+        """For `Database.upgrade`."""
+        from ratestream.storage.roles import Roles  # loads SQLAlchemy: only when needed
+
+        return Roles(self.loader_role, self.gateway_role)
+
+    def _parameters(self) -> dict[str, str | None]:
+        return {
+            "sslmode": self.ssl_mode,
+            "sslrootcert": self.ssl_ca_location,
+            "sslcert": self.ssl_certificate_location,
+            "sslkey": self.ssl_key_location,
+        }
+
     @field_validator("url")
     @classmethod
     def _is_postgres(cls, url: SecretStr) -> SecretStr:
-        if not re.match(r"postgres(ql)?(\+asyncpg)?://", url.get_secret_value()):
-            raise ValueError("must start with postgresql://")
+        if not _POSTGRES_URL.fullmatch(url.get_secret_value()):
+            raise ValueError(
+                "must be a postgresql:// URL; in a password write %2F for /, %3A for :, %40 for @ "
+                "and so on, or give it as postgres.password"
+            )
+        ports = re.findall(r":(\d+)(?=,|$)", urlsplit(url.get_secret_value()).netloc)
+        if any(int(port) > _MAX_PORT for port in ports):
+            raise ValueError(f"a port must be at most {_MAX_PORT}")
         return url
+
+    @model_validator(mode="after")
+    def _certificates_are_complete(self) -> Self:
+        query = dict(parse_qsl(urlsplit(self.dsn()).query))
+        if ("sslcert" in query) != ("sslkey" in query):
+            raise ValueError("ssl_certificate_location and ssl_key_location need each other")
+        if self.ssl_mode in ("verify-ca", "verify-full") and "sslrootcert" not in query:
+            raise ValueError(f"ssl_mode {self.ssl_mode} also needs ssl_ca_location")
+        return self
 
 
 class TopicSettings(Section):
@@ -301,6 +394,12 @@ class RuntimeSettings(Section):
         default=30.0, gt=0, le=600, description="Seconds between attempts, at most."
     )
     create_topics: bool = Field(default=True, description="Make topics that do not exist.")
+    max_instances: int = Field(
+        default=16,
+        ge=1,
+        le=1000,
+        description="Instances of one service that may share a data folder.",
+    )
 
     @model_validator(mode="after")
     def _orders_hold(self) -> Self:
@@ -515,12 +614,13 @@ def load(
     defaults of this module and after everything else) map dotted names to values.
     """
     problems = _unknown_variables()
+    environment = _environment(problems)
     origin: dict[str, str] = {}
     data: dict[str, Any] = {}
     for layer in (
         _plain_layer(defaults or {}, "default of this command"),
         _file_layer(path or _default_file(), problems),
-        _environment_layer(),
+        _environment_layer(environment),
         _plain_layer(command_line or {}, "command line"),
     ):
         for name, (value, where) in layer.items():
@@ -632,7 +732,46 @@ def _constructed(node: yaml.Node) -> Any:
         loader.dispose()
 
 
-class _Environment(EnvSettingsSource):
+_Variables = dict[str, tuple[str, str]]
+"""Variable of a setting, in capitals: its value, and the variable that it came from."""
+
+
+def _environment(problems: list[str]) -> _Variables:
+    """What the environment says of our settings, some of it in files that it names."""
+    known = {variable(name): name for name in leaves()}
+    ours = {name.upper(): name for name in os.environ if name.upper().startswith(ENV_PREFIX)}
+    found = {each: (os.environ[ours[each]], ours[each]) for each in known if each in ours}
+    for each, setting in known.items():
+        if (given := ours.get(each + _FILE_SUFFIX)) is None:
+            continue
+        if each in found:
+            problems.append(f"{setting}: set {found[each][1]} or {given}, not both")
+        elif (value := _value_in(Path(os.environ[given]), f"{setting} ({given})", problems)) != "":
+            found[each] = (value, given)
+    return found
+
+
+def _value_in(path: Path, name: str, problems: list[str]) -> str:
+    """Without the line's end; empty when there is a problem."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_VALUE_FILE_BYTES + 1)
+        value = content.decode().rstrip("\r\n")
+    except OSError as error:
+        problems.append(f"{name}: the file {path} cannot be read ({error.strerror})")
+    except UnicodeDecodeError:
+        problems.append(f"{name}: the file {path} is not UTF-8 text")
+    else:
+        if len(content) > _VALUE_FILE_BYTES:
+            problems.append(f"{name}: the file {path} has more than {_VALUE_FILE_BYTES} bytes")
+        elif not value:
+            problems.append(f"{name}: the file {path} is empty")
+        else:
+            return value
+    return ""
+
+
+class _Decoder(EnvSettingsSource):
     """Lists in environment variables may be YAML, of which JSON is a part."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
@@ -642,13 +781,11 @@ class _Environment(EnvSettingsSource):
             return value
 
 
-def _environment_layer() -> _Layer:
-    present = {name.upper(): name for name in os.environ}
-    values = _flattened(_Environment(Settings)(), "")
+def _environment_layer(variables: _Variables) -> _Layer:
+    decoder = _Decoder(Settings)
+    decoder.env_vars = {name.lower(): value for name, (value, _) in variables.items()}
     return {
-        name: (value, present[variable(name)])
-        for name, value in values
-        if variable(name) in present and name not in _sections()
+        name: (value, variables[variable(name)][1]) for name, value in _flattened(decoder(), "")
     }
 
 
@@ -662,7 +799,8 @@ def _flattened(data: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
 
 
 def _unknown_variables() -> list[str]:
-    known = [variable(name) for name in leaves()]
+    plain = [variable(name) for name in leaves()]
+    known = [*plain, *(f"{name}{_FILE_SUFFIX}" for name in plain)]
     ours = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
     return [
         f"{name} (environment variable): no such setting{_nearest(name.upper(), known)}"

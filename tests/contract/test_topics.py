@@ -6,7 +6,12 @@ from uuid import uuid4
 
 import pytest
 
-from ratestream.streaming.types import ConsumerConfig, TopicPartition, TopicSpec
+from ratestream.streaming.types import (
+    ConsumerConfig,
+    TopicDescription,
+    TopicPartition,
+    TopicSpec,
+)
 from tests.support.brokers import send, values
 
 
@@ -24,6 +29,31 @@ def test_topics_are_told_apart_by_their_ids(broker, unique_topic):
     one, other = unique_topic(), unique_topic()
     found = broker.describe_topics([one, other])
     assert found[one].topic_id != found[other].topic_id
+
+
+@pytest.mark.parametrize(
+    ("cleanup_policy", "retention_ms", "max_message_bytes"),
+    [("delete", 3_600_000, 2_000_000), ("compact", -1, 10_000)],
+)
+def test_a_topic_is_described_as_it_was_made(
+    broker, unique_topic, cleanup_policy, retention_ms, max_message_bytes
+):
+    topic = unique_topic(
+        partitions=3,
+        cleanup_policy=cleanup_policy,
+        retention_ms=retention_ms,
+        max_message_bytes=max_message_bytes,
+    )
+    found = broker.describe_topics([topic])[topic]
+    assert found == TopicDescription(
+        name=topic,
+        topic_id=found.topic_id,
+        partitions=3,
+        replication_factor=1,
+        cleanup_policy=cleanup_policy,
+        retention_ms=retention_ms,
+        max_message_bytes=max_message_bytes,
+    )
 
 
 def test_topics_that_do_not_exist_are_absent_from_the_description(broker, unique_topic):

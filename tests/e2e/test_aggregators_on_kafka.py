@@ -61,13 +61,25 @@ def topics(bootstrap: str) -> Iterator[Topics]:
 
 @pytest.fixture
 def aggregators(bootstrap: str, tmp_path: Path) -> Iterator[list[ServiceProcess]]:
-    made = [
-        ServiceProcess("data_aggregator", bootstrap, tmp_path / str(number)) for number in range(3)
-    ]
-    yield made
-    for aggregator in made:
-        if aggregator.process is not None:
-            aggregator.stop()
+    """Each with a data folder of its own."""
+    yield from stopped_afterwards(
+        [ServiceProcess("data_aggregator", bootstrap, tmp_path / str(n)) for n in range(3)]
+    )
+
+
+@pytest.fixture
+def neighbours(bootstrap: str, tmp_path: Path) -> Iterator[list[ServiceProcess]]:
+    """Three on one data folder."""
+    yield from stopped_afterwards(
+        [ServiceProcess("data_aggregator", bootstrap, tmp_path) for _ in range(3)]
+    )
+
+
+def stopped_afterwards(services: list[ServiceProcess]) -> Iterator[list[ServiceProcess]]:
+    yield services
+    for service in services:
+        if service.process is not None:
+            service.stop()
 
 
 def assert_exact(averages: list[Average], quotes: list[Quote]) -> None:
@@ -137,3 +149,22 @@ def test_killed_in_the_middle_nothing_is_lost_and_the_windows_live_on(
     for pair, values in by_pair(quotes).items():
         received = [average.value for average in averages if average.pair == pair]
         assert received[-100:] == averages_of(values)[-100:], pair
+
+
+def test_aggregators_on_one_data_folder_take_over_from_one_that_is_killed(
+    topics: Topics, neighbours: list[ServiceProcess], tmp_path: Path
+) -> None:
+    quotes = quotes_of(snapshots(6_000))
+    for neighbour in neighbours:
+        neighbour.start().wait_ready()
+    topics.put(quotes[:2_000])
+    topics.wait_until_read()
+    neighbours[1].kill()
+    topics.put(quotes[2_000:4_000])
+    topics.wait_until_read()
+    neighbours[1].start().wait_ready()
+    topics.put(quotes[4_000:])
+    topics.wait_until_read()
+    assert_exact(topics.averages(), quotes)
+    folders = tmp_path / "state" / "data_aggregator"
+    assert sorted(path.name for path in folders.iterdir()) == ["0", "1", "2"]

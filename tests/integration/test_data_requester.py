@@ -185,14 +185,16 @@ def test_the_beginning_of_what_src_data_does_not_take_goes_to_dead_letter() -> N
     huge = Reply(f'{{"observed_at":"2005-04-01T14:00:00Z","rates":{{{rates}}}}}'.encode())
     assert len(huge.body) > 5_000_000
 
-    async def main() -> tuple[Record, float]:
+    async def main() -> tuple[Record, float, float]:
         async with asking(huge, DEMO, max_response_bytes=8_000_000) as (tester, _):
             await snapshots(tester)
-            return tester.records("dead-letter")[0], failures(tester, "too_large_for_topic")
+            dead_letters = metric(tester, "ratestream_dead_letters_total")
+            counted = failures(tester, "too_large_for_topic")
+            return tester.records("dead-letter")[0], counted, dead_letters
 
-    record, counted = asyncio.run(main())
+    record, counted, dead_letters = asyncio.run(main())
     headers = dict(record.headers)
-    assert counted == 1
+    assert (counted, dead_letters) == (1, 1)
     assert record.key == b"demo"
     assert record.value is not None
     assert record.value.startswith(b'{"source":"demo"')
@@ -227,6 +229,22 @@ def test_age_is_the_time_since_the_rates_were_observed() -> None:
     assert abs(age - since.total_seconds()) < 60
     assert abs(last - datetime.now(UTC).timestamp()) < 60
     assert 'ratestream_source_failures_total{reason="unusable",source="demo"}' in page
+
+
+def test_a_source_that_never_gives_rates_is_seen_from_the_start() -> None:
+    async def main() -> dict[str, float | None]:
+        async with asking(Reply(DEMO.body, hangs=True), interval_seconds=7.0) as (tester, _):
+            value = tester.app.registry.get_sample_value
+            of_demo = {"source": "demo"}
+            timeout = {"source": "demo", "reason": "timeout"}
+            return {
+                "interval": value("ratestream_source_interval_seconds", of_demo),
+                "success": value("ratestream_source_last_success_timestamp_seconds", of_demo),
+                "age": value("ratestream_source_age_seconds", of_demo),
+                "failures": value("ratestream_source_failures_total", timeout),
+            }
+
+    assert asyncio.run(main()) == {"interval": 7.0, "success": 0.0, "age": None, "failures": 0.0}
 
 
 def test_one_of_two_instances_asks_and_the_other_takes_over() -> None:

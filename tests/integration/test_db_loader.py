@@ -68,6 +68,19 @@ def test_quotes_and_averages_are_stored(empty_database: str) -> None:
     asyncio.run(main())
 
 
+def test_the_size_of_the_database_and_its_connections_are_measured(empty_database: str) -> None:
+    async def main() -> None:
+        async with AppTester(loader(empty_database)) as tester:
+            while not metric(tester.app, "ratestream_database_size_bytes"):
+                await asyncio.sleep(0.01)
+            (row,) = await fetch(empty_database, "SELECT pg_database_size(current_database()) AS n")
+            size = metric(tester.app, "ratestream_database_size_bytes")
+            assert size == pytest.approx(row["n"], rel=0.2)
+            assert metric(tester.app, "ratestream_database_connections") >= 1
+
+    asyncio.run(main())
+
+
 def test_a_repeated_record_changes_nothing(empty_database: str) -> None:
     async def main() -> None:
         async with AppTester(loader(empty_database)) as tester:

@@ -245,6 +245,17 @@ def test_retention_deletes_what_is_older_and_nothing_else(database_url: str) -> 
     run(database_url, test)
 
 
+def test_writers_that_delete_at_once_delete_each_row_once(database_url: str) -> None:
+    async def test(writer: Writer, reader: Reader) -> None:
+        old = [quote(n, received_at=NOW - timedelta(days=30, minutes=n + 1)) for n in range(100)]
+        await writer.write_quotes(old)
+        deleted = await asyncio.gather(*(writer.delete_older_than(30, 3) for _ in range(4)))
+        assert sum(deleted) == 100
+        assert await reader.newest_quotes("USDRUB", 10) == []
+
+    run(database_url, test)
+
+
 def test_a_database_belongs_to_one_cluster(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         await writer.claim_cluster("first")

@@ -98,8 +98,18 @@ class KafkaCluster:
 
     @property
     def nodes(self) -> list[int]:
-        cluster = json.loads((self.folder / "cluster.json").read_text())
-        return [node["node_id"] for node in cluster["nodes"]]
+        return [node["node_id"] for node in self._described()]
+
+    @property
+    def tls_bootstrap(self) -> str:
+        """Where a secure cluster takes clients with a certificate instead of a password."""
+        return ",".join(f"127.0.0.1:{node['tls_port']}" for node in self._described())
+
+    def _described(self) -> list[dict[str, int]]:
+        nodes: list[dict[str, int]] = json.loads((self.folder / "cluster.json").read_text())[
+            "nodes"
+        ]
+        return nodes
 
     def kill(self, node: int) -> None:
         self._signal(node, signal.SIGKILL)
@@ -120,12 +130,13 @@ class KafkaCluster:
 
 
 @contextmanager
-def start_kafka(brokers: int = 1) -> Iterator[KafkaCluster]:
+def start_kafka(brokers: int = 1, secure: Path | None = None) -> Iterator[KafkaCluster]:
     """Yields Apache Kafka, one broker or three, on free ports and with its data in a folder
-    that is removed afterwards."""
+    that is removed afterwards. `secure` is what `scripts/kafka start --secure` takes."""
+    options = [] if secure is None else ["--secure", str(secure)]
     with tempfile.TemporaryDirectory(prefix="kafka-") as folder:
         try:
-            printed = run_script("start", "--brokers", str(brokers), "--dir", folder)
+            printed = run_script("start", "--brokers", str(brokers), "--dir", folder, *options)
             yield KafkaCluster(printed.splitlines()[-1], Path(folder))
         finally:
             run_script("stop", "--dir", folder)

@@ -19,27 +19,35 @@ READY_SECONDS = 60.0
 
 @dataclass
 class ServiceProcess:
-    """`ratestream run <service>` against one Kafka, with a port and a data folder of its own."""
+    """`ratestream run <service>` against one Kafka, with an address and a data folder of its own.
+    `wrapper` is a command that runs another one: it must leave its own process id to that."""
 
     service: str
     bootstrap: str
     data_dir: Path
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    host: str = "127.0.0.1"
+    wrapper: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> ServiceProcess:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         settings = {
             "RATESTREAM_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap,
             "RATESTREAM_DATA_DIR": str(self.data_dir),
+            f"RATESTREAM_{self.service.upper()}__HOST": self.host,
             f"RATESTREAM_{self.service.upper()}__PORT": str(self.port),
             "RATESTREAM_RUNTIME__SESSION_TIMEOUT": "6",
             "RATESTREAM_RUNTIME__HEARTBEAT_INTERVAL": "0.3",
         }
         with (self.data_dir / "output").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ratestream.cli", "run", self.service],
+                [*self.wrapper, sys.executable, "-m", "ratestream.cli", "run", self.service],
                 env={**os.environ, **settings, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -60,7 +68,7 @@ class ServiceProcess:
 
     def _answers_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=2):
+            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=2):
                 return True
         except (urllib.error.URLError, OSError):
             return False

@@ -25,8 +25,10 @@ LAYERS = (
     ("ratestream.events",),
     ("ratestream.sources", "ratestream.storage"),
     ("ratestream.settings",),
-    ("ratestream.observability", "ratestream.apidocs"),
+    ("ratestream.observability", "ratestream.apidocs", "ratestream.certificates"),
+    ("ratestream.monitoring", "ratestream.healthcheck"),
     ("ratestream.services",),
+    ("ratestream.operations",),
     ("ratestream.up",),
     ("ratestream.cli",),
 )
@@ -35,7 +37,7 @@ LAYERS = (
 STREAMING_LAYERS = tuple(
     (f"ratestream.streaming.{name}",)
     for name in (
-        *("errors", "types", "codecs", "store", "metrics", "kafka"),
+        *("errors", "types", "codecs", "store", "statefolder", "metrics", "kafka"),
         *("local", "outbox", "topics", "tables", "streams", "timers", "app", "pipeline"),
         *("web", "worker", "testing"),
     )
@@ -45,6 +47,7 @@ STREAMING_LAYERS = tuple(
 HOMES = {
     "alembic": "ratestream.storage",
     "confluent_kafka": "ratestream.streaming.kafka",
+    "cryptography": "ratestream.certificates",
     "pydantic_settings": "ratestream.settings",
     "rocksdict": "ratestream.streaming.store",
     "sqlalchemy": "ratestream.storage",

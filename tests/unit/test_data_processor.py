@@ -7,17 +7,18 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
-from ratestream.events import Quote
+from ratestream.events import Quote, Snapshot
 from ratestream.services import data_processor
-from ratestream.settings import Settings
+from ratestream.settings import DataProcessorSettings, Settings
 from ratestream.streaming.testing import AppTester
 
 GOOD: dict[str, Any] = {
     "source": "demo",
-    "observed_at": "2005-04-01T14:00:00+00:00",
-    "received_at": "2026-01-01T00:00:00+00:00",
+    "observed_at": "2005-04-01T14:00:00Z",
+    "received_at": "2026-01-01T00:00:00Z",
     "rates": {"USDRUB": "27.8290"},
 }
 
@@ -88,7 +89,28 @@ def test_one_wrong_rate_is_refused_alone(name: str, rate: str, reason: str) -> N
     assert [quote.pair for quote in quotes] == ["EURUSD"]
     assert len(dead) == 1
     assert reason in dead[0][1]
-    assert name.encode() in (dead[0][0] or b"")
+    assert json.loads(dead[0][0] or b"") == {**GOOD, "rates": {name: json.loads(rate)}}
+
+
+def test_a_refused_rate_can_be_replayed_once_its_rule_allows_it() -> None:
+    rate = "0." + "1" * 40
+    _, dead = process(snapshot(rates={"USDRUB": rate, "EURUSD": "1.1"}))
+    assert "40 digits" in dead[0][1]
+    lenient = Settings(data_processor=DataProcessorSettings(max_digits=50))
+
+    async def scenario() -> None:
+        async with AppTester(data_processor.build(lenient)) as tester:
+            await tester.send("src-data", dead[0][0], key="demo")
+            await tester.settle()
+            (quote,) = tester.received("processed-data")
+            original = msgspec.json.decode(snapshot(), type=Snapshot)
+            assert (quote.pair, str(quote.value), quote.source) == ("USDRUB", rate, "demo")
+            assert (quote.observed_at, quote.received_at) == (
+                original.observed_at,
+                original.received_at,
+            )
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
-from ratestream.settings import SERVICES, Settings, SettingsError, leaves, load, variable
+from ratestream.settings import (
+    SERVICES,
+    PostgresSettings,
+    Settings,
+    SettingsError,
+    leaves,
+    load,
+    variable,
+)
 from ratestream.streaming import WorkerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +135,24 @@ def test_a_section_may_be_empty() -> None:
         ("api_gateway: {default_limit: 5000}", "api_gateway: default_limit is 5000 and max_limit"),
         ("runtime: {session_timeout: 400}", "runtime.session_timeout = 400 (ratestream.yaml:1): "),
         ("runtime: {retry_backoff_min: 60}", "runtime: retry_backoff_min is 60"),
+        (
+            "postgres: {url: 'postgresql://me:pass/word@db/rates'}",
+            "postgres.url = **** (ratestream.yaml:1): must be a postgresql:// URL; in a password",
+        ),
+        (
+            "postgres: {url: 'postgresql://me:70000@[::1]:5432,db:65536/rates'}",
+            "postgres.url = **** (ratestream.yaml:1): a port must be at most 65535",
+        ),
+        (
+            "postgres: {ssl_mode: verify-full}",
+            "postgres: ssl_mode verify-full also needs ssl_ca_location",
+        ),
+        (
+            "postgres: {ssl_key_location: client.key}",
+            "postgres: ssl_certificate_location and ssl_key_location need each other",
+        ),
+        ("postgres: {ssl_mode: yes}", "postgres.ssl_mode = True (ratestream.yaml:1): must be 'dis"),
+        ("runtime: {max_instances: 0}", "runtime.max_instances = 0 (ratestream.yaml:1): must be"),
         ("topics: 8", "topics (ratestream.yaml:1): must be a group of settings"),
         ("[topics]", "ratestream.yaml:1: the settings file must be a mapping"),
         ("log: {level: info}\nlog: {level: info}", "ratestream.yaml:2: log is there twice"),
@@ -173,6 +201,67 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(
         "RATESTREAM_POSTGRES_URL (environment variable): no such setting; "
         "did you mean RATESTREAM_POSTGRES__URL?",
     )
+
+
+def test_a_value_may_be_read_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_POSTGRES__PASSWORD_FILE", str(write(f"{SECRET}\r\n", "one")))
+    monkeypatch.setenv("RATESTREAM_DEMO_SERVER__PAIRS_FILE", str(write("- USDRUB\n", "two")))
+    monkeypatch.setenv("ratestream_topics__partitions_file", str(write("3", "three")))
+    settings = load(write("topics: {partitions: 2}"))
+    assert settings.postgres.password == SecretStr(SECRET)
+    assert settings.demo_server.pairs == ("USDRUB",)
+    assert settings.topics.partitions == 3
+    assert settings.provenance["postgres.password"] == "RATESTREAM_POSTGRES__PASSWORD_FILE"
+    assert settings.provenance["topics.partitions"] == "ratestream_topics__partitions_file"
+    assert settings.in_force()["postgres.password"] == "****"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b"\xff", "is not UTF-8 text"),
+        (b"x" * 65_537, "has more than 65536 bytes"),
+    ],
+)
+def test_a_file_that_gives_no_value_is_refused(
+    content: bytes | None, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if content is not None:
+        Path("secret").write_bytes(content)
+    monkeypatch.setenv("RATESTREAM_POSTGRES__PASSWORD_FILE", "secret")
+    assert problems() == (
+        f"postgres.password (RATESTREAM_POSTGRES__PASSWORD_FILE): the file secret {problem}",
+    )
+
+
+def test_a_wrong_value_in_a_file_is_refused_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_TOPICS__PARTITIONS_FILE", str(write("none\n", "partitions")))
+    (only,) = problems()
+    assert only.startswith("topics.partitions = 'none' (RATESTREAM_TOPICS__PARTITIONS_FILE): must")
+
+
+def test_a_value_and_a_file_with_it_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_POSTGRES__PASSWORD", SECRET)
+    monkeypatch.setenv("RATESTREAM_POSTGRES__PASSWORD_FILE", str(write(SECRET, "secret")))
+    assert problems() == (
+        "postgres.password: set RATESTREAM_POSTGRES__PASSWORD or "
+        "RATESTREAM_POSTGRES__PASSWORD_FILE, not both",
+    )
+
+
+def test_a_file_for_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_POSTGRES__PASWORD_FILE", "secret")
+    assert problems() == (
+        "RATESTREAM_POSTGRES__PASWORD_FILE (environment variable): no such setting; "
+        "did you mean RATESTREAM_POSTGRES__PASSWORD_FILE?",
+    )
+
+
+def test_no_setting_can_be_taken_for_the_file_of_another() -> None:
+    assert [name for name in leaves() if variable(name).endswith("_FILE")] == []
 
 
 def test_variables_for_tests_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +315,37 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_secrets_are_not_in_error_messages(text: str) -> None:
     assert SECRET not in "\n".join(problems(write(text)))
+
+
+def test_a_postgres_url_alone_stays_what_it_says() -> None:
+    url = "postgresql://me:a%40b@db:5432/rates?sslmode=disable"
+    assert PostgresSettings(url=SecretStr(url)).dsn() == url
+    alias = "postgres+asyncpg://me@/rates?host=%2Frun%2Fpostgresql"
+    assert PostgresSettings(url=SecretStr(alias)).dsn() == (
+        "postgresql://me@/rates?host=%2Frun%2Fpostgresql"
+    )
+
+
+def test_postgres_settings_win_over_the_url() -> None:
+    password = "p@/: %ü&=#+?"
+    parts = urlsplit(
+        PostgresSettings(
+            url=SecretStr("postgresql://me:old@[::1]:5433,b:6/rates?sslmode=prefer&sslkey=k"),
+            password=SecretStr(password),
+            ssl_mode="verify-full",
+            ssl_ca_location="/a folder/ca.pem",
+            ssl_certificate_location="client.pem",
+            ssl_key_location="client.key",
+        ).dsn()
+    )
+    assert (parts.netloc, parts.path) == ("me@[::1]:5433,b:6", "/rates")
+    assert parse_qs(parts.query) == {
+        "password": [password],
+        "sslmode": ["verify-full"],
+        "sslrootcert": ["/a folder/ca.pem"],
+        "sslcert": ["client.pem"],
+        "sslkey": ["client.key"],
+    }
 
 
 def test_settings_are_frozen() -> None:

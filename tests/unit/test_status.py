@@ -70,9 +70,9 @@ def test_the_table_shows_every_service_and_the_last_warnings() -> None:
         assert text in shown
 
 
-def test_rates_are_of_the_time_between_two_samples() -> None:
+def test_rates_are_of_the_time_between_two_samples(tmp_path: Path) -> None:
     registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry)
+    metrics = WorkerMetrics(registry, tmp_path)
     first = Throughput().next(registry)
     metrics.records_in.labels("a").inc(3)
     metrics.records_in.labels("b").inc(4)

@@ -59,7 +59,7 @@ def build(settings: Settings) -> App:
                     quote = make_quote(snapshot, name, rate, event.record, limits)
                 except (InvalidPair, InvalidQuote) as error:
                     refused_rates.inc()
-                    await stream.reject(str(error), value=_only(name, rate))
+                    await stream.reject(str(error), value=_only(snapshot, name))
                 else:
                     await quotes.send(key=name, value=quote, timestamp=timestamp)
 
@@ -103,6 +103,7 @@ def make_quote(
     )
 
 
-def _only(name: str, rate: msgspec.Raw) -> bytes:
-    """The one rate that is refused, as the snapshot had it."""
-    return msgspec.json.encode({name: rate})
+def _only(snapshot: Snapshot, name: str) -> bytes:
+    """The snapshot with the one rate that is refused, fit to be sent to `src-data` again."""
+    only = msgspec.structs.replace(snapshot, rates={name: snapshot.rates[name]})
+    return msgspec.json.encode(only)

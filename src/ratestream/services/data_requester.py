@@ -27,7 +27,7 @@ from tenacity import (
 
 from ratestream.events import Snapshot, milliseconds
 from ratestream.settings import Settings
-from ratestream.sources.base import Answer, Source, SourceError
+from ratestream.sources.base import FAILURE_REASONS, Answer, Source, SourceError
 from ratestream.sources.config import SourceSettings
 from ratestream.sources.factory import make_source
 from ratestream.sources.http import make_client, make_tls_context
@@ -35,6 +35,7 @@ from ratestream.streaming import App, MessageTooLargeError, Topic
 
 _FIRST_TICK_SECONDS = 1.0
 _KEPT_BYTES = 64 * 1024
+_TOO_LARGE = "too_large_for_topic"
 _jitter = wait_random_exponential(multiplier=0.5, max=30)
 
 log = structlog.get_logger("ratestream.data_requester")
@@ -68,7 +69,8 @@ def build(settings: Settings) -> App:
 
 
 class SourceMetrics:
-    """What is known of each source. On an instance that stands by, nothing."""
+    """What is known of each source. An instance that stands by has never had a success: of
+    several instances, the newest counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         by_source = ["source"]
@@ -106,10 +108,27 @@ class SourceMetrics:
         )
         self.last_success = Gauge(
             "ratestream_source_last_success_timestamp_seconds",
-            "When a source last gave rates, seconds since the epoch.",
+            "When a source last gave rates, seconds since the epoch; 0 before the first time. Of "
+            "several instances, the largest counts.",
             by_source,
             registry=registry,
         )
+        self.interval = Gauge(
+            "ratestream_source_interval_seconds",
+            "Time between two polls of a source, as its settings say.",
+            by_source,
+            registry=registry,
+        )
+
+    def expect(self, source: SourceSettings) -> None:
+        """Show a source before its first poll: an alert must see one that never gives rates, and
+        the increase of a counter that appears with its first event cannot be seen."""
+        self.interval.labels(source.name).set(source.interval_seconds)
+        self.last_success.labels(source.name)
+        self.requests.labels(source.name)
+        self.skipped.labels(source.name)
+        for reason in (*FAILURE_REASONS, _TOO_LARGE):
+            self.failures.labels(source.name, reason)
 
 
 class Publisher:
@@ -186,7 +205,7 @@ class Poller:
         self._metrics = metrics
         self._not_before = -math.inf
         self._trouble: str | None = None
-        metrics.requests.labels(self.name)
+        metrics.expect(settings)
 
     async def tick(self) -> None:
         now = time.monotonic()
@@ -206,7 +225,7 @@ class Poller:
             self._leave_alone(error.retry_after)
             self._failed(error.reason, str(error))
         except MessageTooLargeError as error:
-            self._failed("too_large_for_topic", str(error))
+            self._failed(_TOO_LARGE, str(error))
         else:
             self._succeeded(observed_at, answer.skipped)
 

@@ -11,25 +11,41 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    retry_base,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    wait_random_exponential,
+)
 
 from ratestream.events import Average, Quote
 from ratestream.settings import RuntimeSettings, Settings
 from ratestream.storage.database import Database, DatabaseOptions
-from ratestream.storage.errors import DatabaseUnavailableError, UnstorableError
+from ratestream.storage.errors import (
+    DatabaseAccessError,
+    DatabaseUnavailableError,
+    UnstorableError,
+)
+from ratestream.storage.usage import measure_usage
 from ratestream.storage.writer import Writer
 from ratestream.streaming import App, Event, Stream
 
 _RETENTION_SECONDS = 600.0
+_USAGE_SECONDS = 60.0
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _ROWS = (1, 10, 100, 1_000, 10_000, 100_000)
+
+_IS_AWAY = retry_if_exception_type(DatabaseUnavailableError)
+_DOES_NOT_REFUSE = retry_if_not_exception_type(DatabaseAccessError)
 
 Write = Callable[[Sequence[Any]], Awaitable[int]]
 
 
 def build(settings: Settings) -> App:
     """Reads `processed-data` and `aggregated-data`. While Postgres is away it waits and tries
-    again, and commits nothing. What can never be stored goes to `dead-letter`, alone."""
+    again, and commits nothing; a Postgres that refuses it at the start ends it. What can never be
+    stored goes to `dead-letter`, alone."""
     app = App("db_loader")
     options = settings.topics.options()
     quotes = app.topic("processed-data", value_type=Quote, **options)
@@ -38,20 +54,20 @@ def build(settings: Settings) -> App:
         "dead-letter", key_type=bytes, value_type=bytes, **settings.topics.dead_letter_options()
     )
     postgres, section = settings.postgres, settings.db_loader
-    database = Database(
-        postgres.url.get_secret_value(),
-        DatabaseOptions(app.id, pool_size=postgres.pool_size),
-    )
+    database = Database(postgres.dsn(), DatabaseOptions(app.id, pool_size=postgres.pool_size))
     writer = Writer(database)
-    until_done = _retrying(settings.runtime)
+    until_done = _retrying(settings.runtime, _IS_AWAY)
+    unless_refused = _retrying(settings.runtime, _IS_AWAY & _DOES_NOT_REFUSE)
     metrics = LoaderMetrics(app.registry, database)
     app.add_readiness_check("postgres", lambda: database.trouble)
 
     @app.lifespan
     async def storage(app: App) -> AsyncIterator[None]:
         try:
-            await until_done(database.upgrade)
-            await until_done(writer.claim_cluster, app.cluster_id)
+            if postgres.migrate:
+                await unless_refused(database.upgrade, postgres.roles())
+            await unless_refused(writer.check)
+            await unless_refused(writer.claim_cluster, app.cluster_id)
             yield
         finally:
             await database.close()
@@ -84,6 +100,16 @@ def build(settings: Settings) -> App:
         else:
             metrics.observe(table, rows, new)
 
+    @app.task
+    @app.timer(_USAGE_SECONDS)
+    async def measure_database() -> None:
+        try:
+            usage = await measure_usage(database)
+        except DatabaseUnavailableError:
+            return  # said by the database
+        metrics.database_bytes.set(usage.bytes)
+        metrics.database_connections.set(usage.connections)
+
     if postgres.retention_days:
 
         @app.timer(_RETENTION_SECONDS)
@@ -97,10 +123,10 @@ def build(settings: Settings) -> App:
     return app
 
 
-def _retrying(runtime: RuntimeSettings) -> AsyncRetrying:
-    """Tries for as long as Postgres is away, at growing intervals, with jitter."""
+def _retrying(runtime: RuntimeSettings, reason: retry_base) -> AsyncRetrying:
+    """Tries for as long as there is this reason, at growing intervals, with jitter."""
     return AsyncRetrying(
-        retry=retry_if_exception_type(DatabaseUnavailableError),
+        retry=reason,
         wait=wait_random_exponential(
             multiplier=runtime.retry_backoff_min, max=runtime.retry_backoff_max
         ),
@@ -145,6 +171,19 @@ class LoaderMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.database_bytes = Gauge(
+            "ratestream_database_size_bytes",
+            "Bytes of the database on its server's disk, indexes included; measured each minute.",
+            registry=registry,
+        )
+        self.database_connections = Gauge(
+            "ratestream_database_connections",
+            "Connections to the database, of all clients; counted each minute.",
+            registry=registry,
+        )
+        for name in ("quotes", "averages"):
+            for counted in (self.written, self.repeated, self.delay):
+                counted.labels(name)
         Gauge(
             "ratestream_database_up", "1 while Postgres answers.", registry=registry
         ).set_function(lambda: database.trouble is None)

@@ -46,10 +46,17 @@ class Source(Protocol):
         ...
 
 
+FAILURE_REASONS = (
+    *("unreachable", "timeout", "rate_limited", "redirected", "server_error", "refused"),
+    *("too_large", "unusable"),
+)
+"""What `SourceError.reason` may be."""
+
+
 class SourceError(Exception):
     """A source could not be used this time.
 
-    `reason` is one of a handful of words, fit to be a metric's label. `is_worth_retrying` says
+    `reason` is one of `FAILURE_REASONS`, fit to be a metric's label. `is_worth_retrying` says
     whether asking again at once may help; if so, not before `retry_after` seconds, when the
     source named a time.
     """

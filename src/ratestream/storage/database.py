@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
-import alembic.command
 import asyncpg
 import structlog
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from ratestream.storage.errors import DatabaseUnavailableError, SchemaError, UnstorableError
+from ratestream.storage import schema
+from ratestream.storage.errors import (
+    DatabaseAccessError,
+    DatabaseUnavailableError,
+    StorageError,
+    UnstorableError,
+)
+from ratestream.storage.roles import Grant, Roles, grant, lacks, missing
+from ratestream.storage.tables import origin_cluster
 
 _MIGRATION_LOCK = 7_281_033_904
 """Whoever migrates holds this advisory lock; the number only has to be ours."""
@@ -27,6 +32,22 @@ _MIGRATION_TIMEOUT = 3600.0
 _NOT_USED_YET = "not connected yet"
 _DATA_ERRORS = ("22", "23")
 """SQLSTATE classes "data exception" and "integrity constraint violation"."""
+
+_ACCESS_ERRORS = ("28", "3D000", "42501")
+"""SQLSTATE class "invalid authorization specification", "invalid catalog name" (there is no such
+database) and "insufficient privilege"."""
+
+_REFUSES_TLS = "rejected SSL upgrade"
+"""What asyncpg says of a server that has no TLS, in a plain `ConnectionError`."""
+
+_GRANT_IT = "name it as postgres.loader_role or postgres.gateway_role to `ratestream db upgrade`"
+
+_FILES = {
+    "sslrootcert": "postgres.ssl_ca_location",
+    "sslcert": "postgres.ssl_certificate_location",
+    "sslkey": "postgres.ssl_key_location",
+}
+"""Parameters of the URL that name files, and the settings that give them."""
 
 log = structlog.get_logger("ratestream.storage")
 
@@ -42,6 +63,23 @@ class DatabaseOptions:
     connect_timeout: float = 5.0
     statement_timeout: float = 30.0
     read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """What a database is like: the schema's version (None: never migrated) and the one that this
+    program needs, the user that looked, the Kafka cluster whose rows it holds (None when it holds
+    none, or this user may not see), and what the named roles lack, a line for each."""
+
+    found: str | None
+    head: str
+    user: str
+    cluster_id: str | None
+    missing: tuple[str, ...]
+
+    @property
+    def is_current(self) -> bool:
+        return self.found == self.head
 
 
 class Database:
@@ -74,25 +112,25 @@ class Database:
         """Committed at the end of the block, rolled back when it raises.
 
         Raises `UnstorableError` for values that do not fit, `DatabaseUnavailableError` for
-        everything else that Postgres or the way to it may do.
+        everything else that Postgres or the way to it may do (`DatabaseAccessError`, when this
+        user is refused).
         """
         with self._noted():
             async with self._engine.begin() as connection:
                 yield connection
 
-    async def check(self) -> None:
+    async def check(self, grants: Sequence[Grant] = ()) -> None:
         """Whether the schema can be used. Raises `DatabaseUnavailableError` when Postgres is away
-        or not yet migrated, `SchemaError` when it is newer than this program."""
+        or not yet migrated, `DatabaseAccessError` when this user lacks one of `grants`,
+        `SchemaError` when the schema is newer than this program."""
         with self._noted():
             async with self._engine.begin() as connection:
-                if not await connection.run_sync(_is_current):
-                    raise DatabaseUnavailableError(
-                        "the database is not migrated yet; db_loader does that when it starts"
-                    )
+                await connection.run_sync(_check, grants)
 
-    async def upgrade(self) -> None:
-        """Bring the schema to this program's version, in one transaction; whoever comes second
-        waits for the first. Raises `SchemaError` when it is newer, `DatabaseUnavailableError`."""
+    async def upgrade(self, roles: Roles | None = None) -> SchemaState:
+        """Bring the schema to this program's version and grant to `roles` exactly what they need,
+        in one transaction; whoever comes second waits for the first. Returns what was found.
+        Raises `SchemaError` when the schema is newer, `DatabaseUnavailableError`."""
         patient = replace(self._options, pool_size=1, statement_timeout=_MIGRATION_TIMEOUT)
         engine = self._new_engine(patient)
         try:
@@ -100,9 +138,15 @@ class Database:
                 async with engine.begin() as connection:
                     lock = text("SELECT pg_advisory_xact_lock(:key)")
                     await connection.execute(lock, {"key": _MIGRATION_LOCK})
-                    await connection.run_sync(_upgrade)
+                    return await connection.run_sync(_upgrade, roles or Roles())
         finally:
             await engine.dispose()
+
+    async def state(self, roles: Roles | None = None) -> SchemaState:
+        """What the database is like now. Raises as `check`."""
+        with self._noted():
+            async with self._engine.begin() as connection:
+                return await connection.run_sync(_state, roles or Roles())
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -123,16 +167,29 @@ class Database:
         self.trouble = None
 
 
-async def upgrade(url: str) -> None:
+async def upgrade(url: str, roles: Roles | None = None) -> SchemaState:
     """`Database.upgrade`, for whoever needs nothing else."""
-    database = Database(url, DatabaseOptions("ratestream-upgrade"))
+    async with _opened(url, "ratestream-upgrade") as database:
+        return await database.upgrade(roles)
+
+
+async def check(url: str, roles: Roles | None = None) -> SchemaState:
+    """`Database.state`, for whoever needs nothing else."""
+    async with _opened(url, "ratestream-check") as database:
+        return await database.state(roles)
+
+
+@asynccontextmanager
+async def _opened(url: str, name: str) -> AsyncIterator[Database]:
+    database = Database(url, DatabaseOptions(name, pool_size=1))
     try:
-        await database.upgrade()
+        yield database
     finally:
         await database.close()
 
 
 async def _connect(dsn: str, options: DatabaseOptions) -> asyncpg.Connection:
+    _check_files(dsn)
     return await asyncpg.connect(
         dsn,
         timeout=options.connect_timeout,
@@ -147,31 +204,73 @@ async def _connect(dsn: str, options: DatabaseOptions) -> asyncpg.Connection:
     )
 
 
-def _upgrade(connection: Connection) -> None:
-    if not _is_current(connection):
-        config = _alembic_config()
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
+def _check_files(dsn: str) -> None:
+    """What OpenSSL says of a file that it cannot use does not say which file."""
+    query = dict(parse_qsl(urlsplit(dsn).query))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority, certificate, key = (query.get(name) for name in _FILES)
+    if authority is not None:
+        with _named(authority, _FILES["sslrootcert"]):
+            context.load_verify_locations(authority)
+    if certificate is not None:
+        with _named(f"{certificate} or {key}", _FILES["sslcert"]):
+            context.load_cert_chain(certificate, key, query.get("sslpassword", ""))
 
 
-def _is_current(connection: Connection) -> bool:
-    found = MigrationContext.configure(connection).get_current_revision()
-    known = ScriptDirectory.from_config(_alembic_config())
-    head = known.get_current_head()
-    if found and found not in {each.revision for each in known.walk_revisions()}:
-        raise SchemaError(
-            f"the database's schema has version {found} and this ratestream knows none after "
-            f"{head}: run the newer ratestream that made it, or give postgres.url another database"
+@contextmanager
+def _named(file: str, setting: str) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLError as error:
+        raise DatabaseAccessError(f"{setting}: {file} is of no use: {_one_line(error)}") from error
+    except OSError as error:
+        raise DatabaseAccessError(f"{setting}: {file} cannot be read: {error.strerror}") from error
+
+
+def _upgrade(connection: Connection, roles: Roles) -> SchemaState:
+    before = _state(connection, Roles())
+    if not before.is_current:
+        schema.upgrade(connection)
+    grant(connection, roles)
+    return before
+
+
+def _check(connection: Connection, grants: Sequence[Grant]) -> None:
+    found, user = schema.found(connection), _user(connection)
+    if found is None and connection.scalar(text("SELECT current_schema()")) is None:
+        raise DatabaseAccessError(
+            f"the Postgres user {user} may use no schema of this database: {_GRANT_IT}"
         )
-    return found == head
+    if found != schema.head():
+        raise DatabaseUnavailableError(
+            f"the database is not migrated yet: its schema has version {found or 'none'} and this "
+            f"ratestream needs {schema.head()}; run `ratestream db upgrade`, or leave it to "
+            "db_loader (postgres.migrate)"
+        )
+    if grants and (lacking := lacks(connection, user, grants)):
+        raise DatabaseAccessError(
+            f"the Postgres user {user} lacks {', '.join(lacking)}: {_GRANT_IT}"
+        )
 
 
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option(
-        "script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%")
-    )
-    return config
+def _state(connection: Connection, roles: Roles) -> SchemaState:
+    state = SchemaState(schema.found(connection), schema.head(), _user(connection), None, ())
+    if not state.is_current:
+        return state
+    lines = tuple(missing(connection, roles))
+    return replace(state, cluster_id=_cluster_id(connection), missing=lines)
+
+
+def _user(connection: Connection) -> str:
+    return str(connection.scalar(text("SELECT current_user")))
+
+
+def _cluster_id(connection: Connection) -> str | None:
+    needed = Grant("SELECT", origin_cluster.name)
+    if lacks(connection, _user(connection), [needed]):
+        return None
+    owner: str | None = connection.scalar(select(origin_cluster.c.cluster_id))
+    return owner
 
 
 @contextmanager
@@ -180,20 +279,47 @@ def _in_our_words() -> Iterator[None]:
         yield
     except DBAPIError as error:
         cause = error.orig.__cause__ if error.orig else None
-        if _is_about_the_data(cause):
-            raise UnstorableError(_one_line(cause)) from error
-        raise DatabaseUnavailableError(_one_line(cause or error)) from error
-    except OSError as error:
-        raise DatabaseUnavailableError(f"no connection to Postgres: {_one_line(error)}") from error
-    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise DatabaseUnavailableError(_one_line(error)) from error
+        raise _in_our_tree(cause or error) from error
+    except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _in_our_tree(error) from error
 
 
-def _is_about_the_data(error: BaseException | None) -> bool:
+def _in_our_tree(error: BaseException) -> StorageError:
+    if (reason := _why_refused(error)) is not None:
+        return DatabaseAccessError(f"no access to Postgres: {reason}")
+    if _is_about_the_data(error):
+        return UnstorableError(_one_line(error))
+    if isinstance(error, OSError):
+        return DatabaseUnavailableError(f"no connection to Postgres: {_one_line(error)}")
+    return DatabaseUnavailableError(_one_line(error))
+
+
+def _why_refused(error: BaseException) -> str | None:
+    """What has to be changed by somebody; None for what may pass by itself."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"the server's certificate is not trusted: {error.verify_message}"
+        case ssl.SSLEOFError() | ssl.SSLSyscallError() | ssl.SSLZeroReturnError():
+            return None
+        case ssl.SSLError():
+            return f"no TLS connection: {_one_line(error)}"
+        case ConnectionError() if _REFUSES_TLS in str(error):
+            return "the server has no TLS, and postgres.ssl_mode or the url's sslmode asks for it"
+        case asyncpg.ClientConfigurationError():
+            return _one_line(error)
+        case asyncpg.ConnectionDoesNotExistError(__cause__=ssl.SSLError() as cause):
+            return _why_refused(cause)  # a client certificate is refused after the handshake
+    return _one_line(error) if _sqlstate(error).startswith(_ACCESS_ERRORS) else None
+
+
+def _is_about_the_data(error: BaseException) -> bool:
     """asyncpg checks values before it sends them; what it finds is a `ValueError` too."""
-    code = str(getattr(error, "sqlstate", None))
-    return isinstance(error, ValueError) or code.startswith(_DATA_ERRORS)
+    return isinstance(error, ValueError) or _sqlstate(error).startswith(_DATA_ERRORS)
 
 
-def _one_line(error: BaseException | None) -> str:
+def _sqlstate(error: BaseException) -> str:
+    return str(getattr(error, "sqlstate", ""))
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 StorageError
 ├── DatabaseUnavailableError   Postgres does not answer, or refuses for now; try again
+│   └── DatabaseAccessError    it refuses this user or this connection until somebody acts
 ├── UnstorableError            values that no column takes; trying again cannot help
 ├── SchemaError                the database was made by another version of ratestream
 ├── ClusterMismatchError       the database holds rows of another Kafka cluster
@@ -18,6 +19,12 @@ class StorageError(Exception):
 class DatabaseUnavailableError(StorageError):
     """Postgres is away, starting, stopping, overloaded or not yet migrated: nothing was written,
     or it is unknown whether it was. Trying again may help."""
+
+
+class DatabaseAccessError(DatabaseUnavailableError):
+    """The login, the database's name, a privilege or a certificate is wrong, on this side or on
+    the other. At the start that is a mistake to be told; later it may be a password or a
+    certificate that is being replaced, and is waited for like an outage."""
 
 
 class UnstorableError(StorageError):

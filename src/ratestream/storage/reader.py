@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Row, Select, Table, select, true, tuple_
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from ratestream.storage.database import Database
+from ratestream.storage.roles import GATEWAY
 from ratestream.storage.tables import ORIGIN, averages, quotes, series
 
 
@@ -68,8 +69,8 @@ class Reader:
         self._database = database
 
     async def check(self) -> None:
-        """As `Database.check`."""
-        await self._database.check()
+        """As `Database.check`, for everything below."""
+        await self._database.check(GATEWAY)
 
     async def knows(self, pair: str) -> bool:
         """Whether there has ever been a quote of this pair."""

@@ -17,6 +17,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    text,
     true,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -25,9 +26,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ratestream.events import Average, Quote
 from ratestream.storage.database import Database
 from ratestream.storage.errors import ClusterMismatchError
+from ratestream.storage.roles import LOADER
 from ratestream.storage.tables import averages, origin_cluster, quotes, series
 
 RETENTION_BATCH_ROWS = 10_000
+
+_RETENTION_LOCK = 1_281_033_905
+"""Whoever deletes from a table holds this advisory lock on it; the number only has to be ours."""
+
+_TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:key, hashtext(:table))")
 
 _Row = tuple[Any, ...]
 _Event = TypeVar("_Event", Quote, Average)
@@ -49,6 +56,10 @@ class Writer:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def check(self) -> None:
+        """As `Database.check`, for everything below."""
+        await self._database.check(LOADER)
 
     async def claim_cluster(self, cluster_id: str) -> None:
         """Tie the database to this Kafka cluster, whose offsets its ids are. Raises
@@ -89,7 +100,7 @@ class Writer:
 
     async def delete_older_than(self, days: int, batch_rows: int = RETENTION_BATCH_ROWS) -> int:
         """Delete what was received before the last `days` days, `batch_rows` at a time, each in
-        its own transaction. Returns how many rows went."""
+        its own transaction, unless another writer is at it. Returns how many rows went."""
         before = datetime.now(UTC) - timedelta(days=days)
         return sum(
             [await self._delete_before(table, before, batch_rows) for table in (quotes, averages)]
@@ -100,6 +111,10 @@ class Writer:
         total = 0
         while True:
             async with self._database.transaction() as connection:
+                if not await connection.scalar(
+                    _TRY_LOCK, {"key": _RETENTION_LOCK, "table": table.name}
+                ):
+                    return total
                 deleted = (await connection.execute(statement)).rowcount
             total += deleted
             if deleted < batch_rows:
@@ -151,8 +166,8 @@ async def _insert_rows(
 
 
 def _delete_oldest(table: Table, before: datetime, rows: int) -> Any:
-    """Finds them series by series, by the index that readers use. Rows that another writer is
-    deleting are left to it."""
+    """Finds them series by series, by the index that readers use. Takes no row locks, since
+    those need the right to change what is stored."""
     row_id: ColumnElement[Any] = literal_column(f"{table.name}.ctid")
     old = (
         select(row_id.label("row_id"))
@@ -160,7 +175,6 @@ def _delete_oldest(table: Table, before: datetime, rows: int) -> Any:
         .where(table.c.pair == series.c.pair, table.c.source == series.c.source)
         .where(table.c.received_at < before)
         .limit(rows)
-        .with_for_update(skip_locked=True)
         .lateral("old")
     )
     chosen = select(old.c.row_id).select_from(series.join(old, true())).limit(rows)

@@ -14,6 +14,7 @@ await Worker(app, broker, WorkerConfig()).run()
 
 from ratestream.streaming.app import App
 from ratestream.streaming.errors import (
+    AccessError,
     AgentError,
     BrokerError,
     ConfigurationError,
@@ -41,6 +42,7 @@ from ratestream.streaming.types import (
 from ratestream.streaming.worker import Worker, WorkerState
 
 __all__ = [
+    "AccessError",
     "AgentError",
     "App",
     "Broker",

@@ -5,6 +5,7 @@ StreamingError
 │   ├── TopicError          a topic is missing or has the wrong shape
 │   └── StateError          a data folder belongs to someone else, or has another format
 ├── BrokerError             the broker said no, or nothing; trying again may help
+│   ├── AccessError         the broker refuses who we are, or what we ask for
 │   ├── DeliveryError       a record was not acknowledged
 │   └── FencedError         another consumer owns the partition now
 ├── DecodeError             bytes that are not what the topic declares
@@ -33,6 +34,12 @@ class StateError(ConfigurationError):
 
 class BrokerError(StreamingError):
     """The broker refused or did not answer in time; the worker backs off and tries again."""
+
+
+class AccessError(BrokerError):
+    """The broker refuses the client's certificate or password, or its ACLs what was asked; or its
+    own certificate is not trusted. Before anything has worked a worker ends with it; afterwards,
+    as when a password is changed, it is waited for like an outage."""
 
 
 class DeliveryError(BrokerError):

@@ -3,16 +3,46 @@ several can share a process."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ratestream.streaming.types import OutgoingRecord
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _RECORDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)
 
 
 class WorkerMetrics:
-    """The runtime's own metrics, registered in one app's registry."""
+    """The runtime's own metrics, registered in one app's registry. `folder` need not exist: what
+    counts is the file system that it is or will be on."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, folder: Path, dead_letter: str | None = None
+    ) -> None:
+        self._dead_letter = dead_letter
+        self.started = Gauge(
+            "ratestream_start_timestamp_seconds",
+            "When this service was last started, seconds since the epoch: it changes with every "
+            "restart.",
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "ratestream_ready", "1 while /health/ready answers 200.", registry=registry
+        )
+        self.disk_free = Gauge(
+            "ratestream_disk_free_bytes",
+            "Bytes that this service may still write to the file system of its data folder.",
+            registry=registry,
+        )
+        self.disk_size = Gauge(
+            "ratestream_disk_size_bytes",
+            "Bytes that the file system of the data folder has in all.",
+            registry=registry,
+        )
         self.records_in = Counter(
             "ratestream_records_in", "Records read.", ["topic"], registry=registry
         )
@@ -22,10 +52,9 @@ class WorkerMetrics:
             ["topic"],
             registry=registry,
         )
-        self.records_failed = Counter(
-            "ratestream_records_failed",
-            "Records read that ended in the dead-letter topic.",
-            ["topic"],
+        self.dead_letters = Counter(
+            "ratestream_dead_letters",
+            "Records put on the dead-letter topic, whatever for.",
             registry=registry,
         )
         self.batch_size = Histogram(
@@ -48,7 +77,7 @@ class WorkerMetrics:
         )
         self.last_commit = Gauge(
             "ratestream_last_commit_timestamp_seconds",
-            "When progress was last committed, seconds since the epoch.",
+            "When progress was last committed, seconds since the epoch; 0 before the first time.",
             registry=registry,
         )
         self.lag = Gauge(
@@ -86,7 +115,9 @@ class WorkerMetrics:
             registry=registry,
         )
         self.broker_up = Gauge(
-            "ratestream_broker_up", "1 while the broker can be reached.", registry=registry
+            "ratestream_broker_up",
+            "1 while the broker can be reached, or is not needed.",
+            registry=registry,
         )
         self.retries = Counter(
             "ratestream_worker_retries",
@@ -99,3 +130,28 @@ class WorkerMetrics:
             ["timer"],
             registry=registry,
         )
+        self.started.set_to_current_time()
+        self.disk_free.set_function(lambda: shutil.disk_usage(_nearest_existing(folder)).free)
+        self.disk_size.set_function(lambda: shutil.disk_usage(_nearest_existing(folder)).total)
+        for kind in ("assigned", "revoked", "lost"):
+            self.rebalances.labels(kind)
+
+    def expect(self, inputs: Iterable[str], outputs: Iterable[str], tables: Iterable[str]) -> None:
+        """Show counters of these topics and tables from zero on: the increase of one that
+        appears with its first event cannot be seen."""
+        for topic in inputs:
+            self.records_in.labels(topic)
+        for topic in outputs:
+            self.records_out.labels(topic)
+        for table in tables:
+            self.restored.labels(table)
+
+    def count_sent(self, records: Sequence[OutgoingRecord]) -> None:
+        for record in records:
+            self.records_out.labels(record.topic).inc()
+            if record.topic == self._dead_letter:
+                self.dead_letters.inc()
+
+
+def _nearest_existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.parents) if os.path.exists(each))

@@ -146,8 +146,7 @@ class AcknowledgedOutbox:
         except StreamingError:
             self._close()  # a producer that failed may hold records it would send again
             raise
-        for record in records:
-            self._metrics.records_out.labels(record.topic).inc()
+        self._metrics.count_sent(records)
 
     def _close(self) -> None:
         if self._producer is not None:

@@ -106,12 +106,14 @@ class Pipeline:
         config: WorkerConfig,
         metrics: WorkerMetrics,
         identity: Identity,
+        tables_folder: Path,
     ) -> None:
         self._app = app
         self._broker = broker
         self._config = config
         self._metrics = metrics
         self._identity = identity
+        self._tables_folder = tables_folder
         self._loop = asyncio.get_running_loop()
         self._thread = BrokerThread(f"{app.id}-broker")
         self._outbox = BufferedOutbox(config, self._spill)
@@ -313,10 +315,7 @@ class Pipeline:
         self._committed.update(owned)
 
     def _count_sent(self, work: Uncommitted) -> None:
-        for record in work.outputs:
-            self._metrics.records_out.labels(record.topic).inc()
-            if self._app.dead_letter and record.topic == self._app.dead_letter.name:
-                self._metrics.records_failed.labels(dict(record.headers)["topic"].decode()).inc()
+        self._metrics.count_sent(work.outputs)
         for change in work.changes:
             self._metrics.records_out.labels(change.table.changelog.name).inc(len(change.changes))
 
@@ -334,8 +333,7 @@ class Pipeline:
         except StreamingError as error:
             self._aborted = error
             return
-        for record in records:
-            self._metrics.records_out.labels(record.topic).inc()
+        self._metrics.count_sent(records)
 
     # assign, restore, revoke: on the broker thread, inside its poll
 
@@ -434,9 +432,9 @@ class Pipeline:
             self._to_resume.difference_update(ready)
 
     def _open(self, table: AnyTable, partition: int) -> None:
-        folder = Path(self._config.data_dir) / self._app.id
         table.cache_entries = self._config.table_cache_entries
-        store = table.open(partition, folder, self._identity.changelog_id(table))
+        changelog_id = self._identity.changelog_id(table)
+        store = table.open(partition, self._tables_folder, changelog_id)
         self._restorer.add(table, partition, store)
 
     def _is_active(self, partition: TopicPartition) -> bool:
@@ -473,7 +471,6 @@ class Pipeline:
     def _update_gauges(self) -> None:
         if time.monotonic() - self._last_lag < _LAG_SECONDS:
             return
-        self._metrics.broker_up.set(self._broker.is_reachable())
         for table in self._app.tables.values():
             self._metrics.table_bytes.labels(table.name).set(table.estimated_bytes())
         try:

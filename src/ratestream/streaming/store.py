@@ -64,7 +64,7 @@ class Store:
         except Exception as error:  # rocksdict raises nothing more precise
             raise StateError(
                 f"the state folder {self.path} cannot be opened ({error}); "
-                "give each instance a data_dir of its own"
+                "end what uses it, or move it away to rebuild the table from the changelog"
             ) from error
         self._claim()
 

@@ -1,6 +1,6 @@
 """The words that all of the runtime shares: records, topics, and what a broker can do.
 
-A broker is anything that keeps these protocols: Apache Kafka (`kafka.py`) or the local one
+A broker is anything that keeps these protocols: Apache Kafka (`kafka/`) or the local one
 (`local/`). Their calls block, so a worker makes them on the one thread that owns its consumer
 and producer, never on the event loop. Offsets are always *next* offsets: a committed offset,
 a position and a high watermark each name the first record not yet read.
@@ -67,11 +67,19 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class TopicDescription:
-    """What a topic is. `topic_id` changes when a topic is deleted and made again."""
+    """What a topic is, in the units of `TopicSpec`.
+
+    `topic_id` changes when a topic is deleted and made again. `replication_factor` is that of the
+    partition with the fewest replicas. `cleanup_policy` may be "compact,delete" as well.
+    """
 
     name: str
     topic_id: str
     partitions: int
+    replication_factor: int
+    cleanup_policy: str
+    retention_ms: int
+    max_message_bytes: int
 
 
 class Watermarks(NamedTuple):
@@ -245,6 +253,10 @@ class Broker(Protocol):
         until one is up again."""
         ...
 
+    def trouble(self) -> str | None:
+        """Why it is not reachable, as far as that is known; None while it is."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -254,12 +266,14 @@ class WorkerConfig:
 
     A commit happens every `commit_interval` or `commit_max_records`, whichever is first, and
     sooner when the input is drained. `drain_timeout` bounds how long a rebalance or a stop waits
-    for agents; then their work is dropped and will be read again.
+    for agents; then their work is dropped and will be read again. At most `max_instances` workers
+    of one app can share `data_dir`.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     data_dir: str = ".ratestream/state"
+    max_instances: int = 16
     batch_max_records: int = 10_000
     commit_interval: float = 0.1
     commit_max_records: int = 50_000

@@ -5,17 +5,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from enum import Enum
+from pathlib import Path
 
 import structlog
 
 from ratestream.streaming.app import App
-from ratestream.streaming.errors import BrokerError, StreamingError, TopicError
+from ratestream.streaming.errors import (
+    AccessError,
+    BrokerError,
+    ConfigurationError,
+    StreamingError,
+    TopicError,
+)
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import AcknowledgedOutbox
 from ratestream.streaming.pipeline import Identity, Pipeline
+from ratestream.streaming.statefolder import StateFolder
 from ratestream.streaming.types import Broker, TopicSpec, WorkerConfig
 from ratestream.streaming.web import WebServer, build_web
 
@@ -62,11 +71,32 @@ class Worker:
         self.address = ""
         self._broker = broker
         self._config = config
-        self._metrics = WorkerMetrics(app.registry)
+        self._metrics = self._new_metrics()
         self._pipeline: Pipeline | None = None
         self._outbox: AcknowledgedOutbox | None = None
         self._stopping = asyncio.Event()
         self._waiting_for = ""
+        self._has_progressed = False
+
+    def _new_metrics(self) -> WorkerMetrics:
+        app = self.app
+        dead_letter = app.dead_letter.name if app.dead_letter else None
+        metrics = WorkerMetrics(app.registry, Path(self._config.data_dir), dead_letter)
+        metrics.expect(
+            inputs={agent.topic.name for agent in app.agents},
+            outputs=[spec.name for spec in app.topic_specs()],
+            tables=app.tables,
+        )
+        metrics.broker_up.set_function(self._has_broker)
+        metrics.ready.set_function(lambda: not self.readiness())
+        return metrics
+
+    def _has_broker(self) -> bool:
+        """Whether the broker has answered, and has not failed the worker since."""
+        if not self.app.topics:
+            return True
+        answers = self.app.cluster_id != "" and self.state is not WorkerState.WAITING
+        return answers and self._broker.is_reachable()
 
     async def run(self) -> None:
         """Until `stop` is called. Raises `ConfigurationError` for what trying again cannot help,
@@ -95,8 +125,8 @@ class Worker:
             reasons.append(f"waiting to try again: {self._waiting_for}")
         elif self.state is not WorkerState.RUNNING:
             reasons.append(self.state.value)
-        if self.app.topics and not self._broker.is_reachable():
-            reasons.append("the broker cannot be reached")
+        if self.app.topics and (trouble := self._broker.trouble()):
+            reasons.append(f"the broker cannot be reached: {trouble}")
         if self._outbox is not None and self._outbox.trouble:
             reasons.append(f"records cannot be sent: {self._outbox.trouble}")
         if self._pipeline is not None:
@@ -122,7 +152,8 @@ class Worker:
         try:
             await web.start()
             self.address = web.address
-            await self._live()
+            with self._tables_folder() as folder:
+                await self._live(folder)
             self._transition_to(WorkerState.STOPPING)
         except asyncio.CancelledError:
             self._transition_to(WorkerState.STOPPING)
@@ -135,7 +166,18 @@ class Worker:
             if self.state is WorkerState.STOPPING:
                 self._transition_to(WorkerState.STOPPED)
 
-    async def _live(self) -> None:
+    @contextmanager
+    def _tables_folder(self) -> Iterator[Path]:
+        """Where tables are kept, and by this instance alone; without tables nothing is claimed."""
+        of_app = Path(self._config.data_dir) / self.app.id
+        if not self.app.tables:
+            yield of_app
+            return
+        with closing(StateFolder(of_app, self._config.max_instances)) as own:
+            own.adopt(self.app.tables)
+            yield own.path
+
+    async def _live(self, folder: Path) -> None:
         self._transition_to(WorkerState.CONNECTING)
         identity = await self._connected()
         if identity is None:
@@ -143,7 +185,7 @@ class Worker:
         async with self.app.resources():
             self._transition_to(WorkerState.RUNNING)
             log.info("running", service=self.app.id, address=self.address)
-            await self._first_to_end([self._pipelines(identity), *self._side_work()])
+            await self._first_to_end([self._pipelines(identity, folder), *self._side_work()])
 
     def _side_work(self) -> list[Awaitable[None]]:
         """What goes on beside the pipeline; none of it ends by itself."""
@@ -178,16 +220,19 @@ class Worker:
                 raise StreamingError(f"{self.app.id}: something that a task awaited was cancelled")
             task.result()
 
-    async def _pipelines(self, identity: Identity) -> None:
+    async def _pipelines(self, identity: Identity, folder: Path) -> None:
         """Until stopping: one pipeline after another, for as long as the broker fails them."""
         if not self.app.input_topics():
             await self._stopping.wait()
         attempt = -1
         while not self._stopping.is_set():
-            self._pipeline = Pipeline(self.app, self._broker, self._config, self._metrics, identity)
+            self._pipeline = Pipeline(
+                self.app, self._broker, self._config, self._metrics, identity, folder
+            )
             try:
                 await self._pipeline.run(self._stopping)
             except BrokerError as error:
+                self._has_progressed |= self._pipeline.has_progressed
                 attempt = 0 if self._pipeline.has_progressed else attempt + 1
                 await self._back_off(attempt, error)
                 self._transition_to(WorkerState.RUNNING)
@@ -245,13 +290,18 @@ class Worker:
                 )
 
     async def _back_off(self, attempt: int, error: BrokerError) -> None:
-        """Wait, longer each time, with jitter; say so once."""
+        """Wait, longer each time, with jitter; say so once. Raises `ConfigurationError` for a
+        refusal when nothing has worked yet."""
+        is_refusal = isinstance(error, AccessError)
+        if is_refusal and not self._has_progressed:
+            raise ConfigurationError(str(error)) from error
+        is_news = attempt == 0 or (is_refusal and str(error) != self._waiting_for)
         self._transition_to(WorkerState.WAITING)
         self._waiting_for = str(error)
         self._metrics.retries.inc()
         limit = self._config.retry_backoff_max
         delay = min(limit, self._config.retry_backoff_min * 2 ** min(attempt, 16))
-        if attempt == 0:
+        if is_news:
             log.warning("broker_failed", service=self.app.id, error=str(error))
         try:
             async with asyncio.timeout(delay * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from ratestream.settings import SERVICES, Settings, load
+from ratestream.settings import SERVICES, PostgresSettings, Settings, load
 from ratestream.up.errors import StartError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ async def up(settings: Settings, *, plain: bool = False) -> int:
     Raises `StartError`, `StorageError` or `StreamingError` for what is in the way, before any
     service is started; what was started by then has ended.
     """
+    from ratestream.operations.deployment import Deployment
+    from ratestream.up.control import serving
     from ratestream.up.datafolder import DataFolder
     from ratestream.up.ports import with_free_ports
     from ratestream.up.signals import stop_signals
@@ -54,6 +56,8 @@ async def up(settings: Settings, *, plain: bool = False) -> int:
         display = _display(settings, plain=plain)
         settings = await stack.enter_async_context(_postgres(settings))
         broker = await stack.enter_async_context(_broker(settings))
+        deployment = Deployment(settings, lambda: broker, builders, runs_services=True)
+        await stack.enter_async_context(serving(settings.data_dir, deployment))
         services = [Supervised(name, build, settings, broker) for name, build in builders.items()]
         with display:
             for service in services:
@@ -99,14 +103,20 @@ async def _postgres(settings: Settings) -> AsyncIterator[Settings]:
     from ratestream.storage.embedded import EmbeddedPostgres
 
     if settings.is_set("postgres.url"):
-        await upgrade(settings.postgres.url.get_secret_value())
+        if settings.postgres.migrate:
+            await upgrade(settings.postgres.dsn(), settings.postgres.roles())
         yield settings
         return
     server = EmbeddedPostgres(settings.data_dir / "postgres")
     try:
         await asyncio.to_thread(server.start)
         await upgrade(server.url)
-        section = settings.postgres.model_copy(update={"url": SecretStr(server.url)})
+        given = settings.postgres
+        section = PostgresSettings(
+            url=SecretStr(server.url),
+            pool_size=given.pool_size,
+            retention_days=given.retention_days,
+        )
         yield settings.model_copy(update={"postgres": section})
     finally:
         await asyncio.to_thread(server.stop)

@@ -11,6 +11,7 @@ from enum import Enum
 
 import structlog
 
+from ratestream.monitoring import run_monitored
 from ratestream.observability import service_name
 from ratestream.settings import Settings, SettingsError
 from ratestream.storage.errors import ClusterMismatchError, SchemaError
@@ -153,7 +154,7 @@ class Supervised:
         self._throughput = Throughput()
         self._worker = Worker(app, self._broker, self._settings.worker_config(self.name))
         try:
-            await self._worker.run()
+            await run_monitored(self._worker, self._settings, owns_process=False)
         finally:
             self._worker = None
 

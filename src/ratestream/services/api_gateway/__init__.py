@@ -38,7 +38,7 @@ from ratestream.services.api_gateway.problems import (
 )
 from ratestream.settings import ApiGatewaySettings, Settings
 from ratestream.storage.database import Database, DatabaseOptions
-from ratestream.storage.errors import DatabaseUnavailableError
+from ratestream.storage.errors import DatabaseAccessError, DatabaseUnavailableError
 from ratestream.storage.reader import Position, Reader
 from ratestream.streaming import App
 
@@ -52,10 +52,11 @@ _CURSOR_LENGTH = 500
 
 def build(settings: Settings) -> App:
     """Serves the API, its description at `/docs` and the dashboard at `/`. While Postgres is away
-    answers are 503; connections to it are bounded, read only, and each statement has a limit."""
+    answers are 503; one that refuses the gateway at the start ends it. Connections are bounded,
+    read only, and each statement has a limit."""
     app = App("api_gateway")
     database = Database(
-        settings.postgres.url.get_secret_value(),
+        settings.postgres.dsn(),
         DatabaseOptions(
             app.id,
             pool_size=settings.postgres.pool_size,
@@ -73,7 +74,7 @@ def build(settings: Settings) -> App:
     @app.lifespan
     async def connections(app: App) -> AsyncIterator[None]:
         try:
-            await check_database()
+            await _check_at_start(reader)
             yield
         finally:
             await database.close()
@@ -86,6 +87,16 @@ def build(settings: Settings) -> App:
             return  # readiness says so, and every answer
 
     return app
+
+
+async def _check_at_start(reader: Reader) -> None:
+    """Being refused is a mistake to be told now; an outage is not, and later on neither is."""
+    try:
+        await reader.check()
+    except DatabaseAccessError:
+        raise
+    except DatabaseUnavailableError:
+        return
 
 
 PairName = Annotated[

@@ -48,6 +48,9 @@ class LocalBroker:
     def is_reachable(self) -> bool:
         return self._storage.is_open
 
+    def trouble(self) -> str | None:
+        return None if self._storage.is_open else "the local broker is closed"
+
     def run_maintenance(self) -> bool:
         """Retention, compaction, and giving disk space back: a bounded piece of it, to be called
         about once a second. True when there is more to do already."""

@@ -55,9 +55,10 @@ class Cleaner:
             return any(stopped)
 
     def _clean(self, topic: Topic, log: Log, now: int) -> bool:
-        if topic.cleanup_policy == "compact":
+        if topic.description.cleanup_policy == "compact":
             return self._compact(log, now)
-        oldest = -1 if topic.retention_ms < 0 else now - topic.retention_ms
+        retention_ms = topic.description.retention_ms
+        oldest = -1 if retention_ms < 0 else now - retention_ms
         return self._delete_oldest(log, oldest, self._excess(topic, log))
 
     def _excess(self, topic: Topic, log: Log) -> int:

@@ -122,9 +122,6 @@ class Log:
 @dataclass(frozen=True, eq=False, slots=True)
 class Topic:
     description: TopicDescription
-    cleanup_policy: str
-    retention_ms: int
-    max_message_bytes: int
     logs: list[Log]
 
 
@@ -303,10 +300,9 @@ class Storage:
             key = TopicPartition(topic, partition)
             log = self._logs.setdefault(key, Log(id_, key, Extent(*extent)))
             found.setdefault(topic, []).append(log)
-        for name, topic_id, policy, retention_ms, max_bytes in self._rows("SELECT * FROM topic"):
-            description = TopicDescription(name, topic_id, len(found[name]))
-            topic = Topic(description, policy, retention_ms, max_bytes, found[name])
-            self.topics.setdefault(name, topic)
+        for name, topic_id, *settings in self._rows("SELECT * FROM topic"):
+            description = TopicDescription(name, topic_id, len(found[name]), 1, *settings)
+            self.topics.setdefault(name, Topic(description, found[name]))
 
 
 def _opened(path: Path | None, config: LocalBrokerConfig) -> sqlite3.Connection:

@@ -4,17 +4,17 @@ command line itself is wrong; what is heavy is imported by the command that need
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import sys
 from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ratestream import __version__
+from ratestream.cli.operators import db, dead_letter, doctor, topics
+from ratestream.cli.options import ConfigOption, DataDirOption, given
 
 if TYPE_CHECKING:
     from ratestream.settings import Settings
@@ -28,17 +28,6 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="The YAML file with settings. Default: what RATESTREAM_CONFIG names, or "
-        "ratestream.yaml in the current folder if there is one."
-    ),
-]
-DataDirOption = Annotated[
-    Path | None, typer.Option(help="Folder for everything that is kept on disk.")
-]
 
 
 class Format(Enum):
@@ -91,7 +80,7 @@ def up(
 
     settings = load_settings(
         config,
-        _given({"data_dir": data_dir, "kafka.bootstrap_servers": kafka, "postgres.url": postgres}),
+        given({"data_dir": data_dir, "kafka.bootstrap_servers": kafka, "postgres.url": postgres}),
     )
     raise typer.Exit(asyncio.run(run_everything(settings, plain=plain)))
 
@@ -103,10 +92,11 @@ def run(
     data_dir: DataDirOption = None,
 ) -> None:
     """Run one service against the Kafka and the Postgres that the settings name."""
+    from ratestream.cli.builders import builder
     from ratestream.settings import load
 
-    settings = load(config, _given({"data_dir": data_dir}))
-    build = _builder(service)
+    settings = load(config, given({"data_dir": data_dir}))
+    build = builder(service)
     asyncio.run(_run_alone(service, build, settings))
 
 
@@ -131,7 +121,7 @@ def config(
     """Print the settings in force and where each value came from. Secrets print as ****."""
     from ratestream.settings import load
 
-    command_line = _given({"data_dir": data_dir})
+    command_line = given({"data_dir": data_dir})
     if for_up:
         from ratestream.up import load_settings
 
@@ -141,8 +131,14 @@ def config(
     print("\n".join(_as_yaml(settings) if format is Format.YAML else _as_table(settings)))
 
 
+cli.command()(doctor)
+for group in (topics, db, dead_letter):
+    cli.add_typer(group)
+
+
 async def _run_alone(service: str, build: Callable[[Settings], App], settings: Settings) -> None:
     """Until a signal asks it to stop, or it fails. A second signal does not wait for agents."""
+    from ratestream.monitoring import run_monitored
     from ratestream.observability import configure_logs, service_name
     from ratestream.streaming import Worker
     from ratestream.streaming.kafka import KafkaBroker
@@ -153,7 +149,7 @@ async def _run_alone(service: str, build: Callable[[Settings], App], settings: S
     try:
         with service_name(service), stop_signals() as signals:
             worker = Worker(build(settings), broker, settings.worker_config(service))
-            running = asyncio.create_task(worker.run())
+            running = asyncio.create_task(run_monitored(worker, settings, owns_process=True))
             first = asyncio.create_task(signals.first.wait())
             await asyncio.wait((running, first), return_when=asyncio.FIRST_COMPLETED)
             worker.stop()
@@ -195,33 +191,16 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _builder(service: str) -> Callable[[Settings], App]:
-    from ratestream.settings import SERVICES, SettingsError
-
-    if service not in SERVICES:
-        raise SettingsError([f"no service is called {service!r}; there are {', '.join(SERVICES)}"])
-    build: Callable[[Settings], App] = importlib.import_module(
-        f"ratestream.services.{service}"
-    ).build
-    return build
-
-
 def _is_expected(error: Exception) -> bool:
     """Whether its message alone tells people what to do. Packages with binaries do not exist for
     every platform."""
     if isinstance(error, ImportError):
         return not (error.name or "").startswith("ratestream")
+    from ratestream.operations.errors import OperationError
     from ratestream.settings import SettingsError
     from ratestream.storage.errors import StorageError
     from ratestream.streaming import StreamingError
     from ratestream.up.errors import StartError
 
-    return isinstance(error, SettingsError | StorageError | StreamingError | StartError)
-
-
-if __name__ == "__main__":
-    main()
+    expected = SettingsError | StorageError | StreamingError | StartError | OperationError
+    return isinstance(error, expected)

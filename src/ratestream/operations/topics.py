@@ -1,0 +1,141 @@
+"""`ratestream topics`: make what the services need, and compare what there is with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import msgspec
+
+from ratestream.operations.deployment import Deployment, Plan
+from ratestream.operations.findings import Finding, Severity, counted
+from ratestream.streaming import TopicSpec
+from ratestream.streaming.types import TopicDescription
+
+_HOUR_MS = 3600 * 1000
+
+
+class TopicReport(msgspec.Struct, frozen=True):
+    """A topic after `topics create`; `made` says whether it was there before."""
+
+    name: str
+    partitions: int
+    made: bool
+
+
+class CreateTopics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Make every topic of every service that does not exist, as the services would themselves.
+    What exists stays as it is."""
+
+    async def run(self, deployment: Deployment) -> list[TopicReport]:
+        return await asyncio.to_thread(_create, deployment)
+
+
+class CheckTopics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Compare every topic with what the settings say; several findings a topic are possible."""
+
+    async def run(self, deployment: Deployment) -> list[Finding]:
+        return await asyncio.to_thread(_check, deployment)
+
+
+def _create(deployment: Deployment) -> list[TopicReport]:
+    names = sorted(deployment.plan.topics)
+    before = deployment.broker.describe_topics(names)
+    wanted = {name: _wanted(deployment.plan, name, before) for name in names}
+    missing = [wanted[name] for name in names if name not in before]
+    if missing:
+        deployment.broker.create_topics(missing)
+    there = wanted | before
+    return [TopicReport(name, there[name].partitions, name not in before) for name in names]
+
+
+def _wanted(plan: Plan, name: str, found: Mapping[str, TopicDescription]) -> TopicSpec:
+    """A changelog gets as many partitions as its source really has."""
+    spec = plan.topics[name]
+    source = found.get(plan.sources.get(name, ""))
+    return spec if source is None else replace(spec, partitions=source.partitions)
+
+
+def _check(deployment: Deployment) -> list[Finding]:
+    plan = deployment.plan
+    found = deployment.broker.describe_topics(sorted(plan.topics))
+    return [finding for name in sorted(plan.topics) for finding in _of_topic(plan, name, found)]
+
+
+def _of_topic(plan: Plan, name: str, found: Mapping[str, TopicDescription]) -> Iterator[Finding]:
+    subject = f"topic {name}"
+    topic = found.get(name)
+    if topic is None:
+        yield Finding(subject, Severity.WRONG, "is missing", "run ratestream topics create")
+        return
+    source = found.get(plan.sources.get(name, ""))
+    spec = plan.topics[name] if source is None else _wanted(plan, name, found)
+    differences = list(_differences(subject, topic, spec, source))
+    yield from differences or [Finding(subject, Severity.OK, _words(topic))]
+
+
+def _differences(
+    subject: str, topic: TopicDescription, spec: TopicSpec, source: TopicDescription | None
+) -> Iterator[Finding]:
+    if topic.partitions != spec.partitions and source is not None:
+        yield Finding(
+            subject,
+            Severity.WRONG,
+            f"has {counted(topic.partitions, 'partition')} and {source.name}, which it is split "
+            f"like, has {source.partitions}",
+            "stop the service that owns it, delete it, and run ratestream topics create: its "
+            "table starts empty",
+        )
+    elif topic.partitions != spec.partitions:
+        yield Finding(
+            subject,
+            Severity.WARNING,
+            f"has {counted(topic.partitions, 'partition')}, topics.partitions is {spec.partitions}",
+            "set topics.partitions to what there is: keys stay where they are only while it does "
+            "not change",
+        )
+    if topic.replication_factor < spec.replication_factor:
+        yield Finding(
+            subject,
+            Severity.WARNING,
+            f"is on {counted(topic.replication_factor, 'broker')}, topics.replication_factor is "
+            f"{spec.replication_factor}",
+            "add replicas with kafka-reassign-partitions, or lower the setting",
+        )
+    if topic.cleanup_policy != spec.cleanup_policy:
+        yield Finding(
+            subject,
+            Severity.WRONG,
+            f"has cleanup.policy={topic.cleanup_policy} and needs {spec.cleanup_policy}",
+            f"set it with kafka-configs: --add-config cleanup.policy={spec.cleanup_policy}",
+        )
+    elif topic.retention_ms != spec.retention_ms and spec.cleanup_policy == "delete":
+        yield Finding(
+            subject,
+            Severity.WARNING,
+            f"keeps records {_hours(topic.retention_ms)}, topics.retention_hours says "
+            f"{_hours(spec.retention_ms)}",
+            f"set it with kafka-configs: --add-config retention.ms={spec.retention_ms}",
+        )
+    if topic.max_message_bytes < spec.max_message_bytes:
+        yield Finding(
+            subject,
+            Severity.WRONG,
+            f"takes records of {topic.max_message_bytes} bytes, services send up to "
+            f"{spec.max_message_bytes}",
+            f"set it with kafka-configs: --add-config max.message.bytes={spec.max_message_bytes}",
+        )
+
+
+def _words(topic: TopicDescription) -> str:
+    kept = "" if topic.cleanup_policy != "delete" else f" {_hours(topic.retention_ms)}"
+    return (
+        f"{counted(topic.partitions, 'partition')}, "
+        f"{counted(topic.replication_factor, 'replica')}, "
+        f"{topic.cleanup_policy}{kept}, records up to {topic.max_message_bytes} bytes"
+    )
+
+
+def _hours(milliseconds: int) -> str:
+    return "for ever" if milliseconds < 0 else f"for {milliseconds / _HOUR_MS:g} h"

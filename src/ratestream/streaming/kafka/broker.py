@@ -1,0 +1,190 @@
+"""A Kafka cluster: what makes consumers, producers and topics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not in its __all__
+    ConfigResource,
+    NewTopic,
+)
+
+from ratestream.streaming.errors import BrokerError
+from ratestream.streaming.kafka.admin import Admin
+from ratestream.streaming.kafka.config import KafkaConfig
+from ratestream.streaming.kafka.connections import Reachability
+from ratestream.streaming.kafka.consumer import KafkaConsumer
+from ratestream.streaming.kafka.errors import error_of
+from ratestream.streaming.kafka.producer import KafkaProducer
+from ratestream.streaming.types import (
+    ConsumerConfig,
+    ProducerConfig,
+    TopicDescription,
+    TopicSpec,
+)
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 0.1
+
+# How long a cluster id is waited for before it is asked whether Kafka has refused us.
+FIRST_ANSWER_SECONDS = 1.0
+
+# Kafka's own, for brokers that describe only what a topic was given.
+TOPIC_DEFAULTS = {
+    "cleanup.policy": "delete",
+    "retention.ms": "604800000",
+    "max.message.bytes": "1048588",
+}
+
+
+class KafkaBroker:
+    """A Kafka cluster as a `Broker`. Connects when first asked, not when made.
+
+    Raises `ConfigurationError` for a setting that librdkafka does not know or take.
+    """
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._config = config
+        self._reachability = Reachability(config.bootstrap_servers)
+        self._admin = Admin(config, self._reachability)
+
+    def consumer(self, config: ConsumerConfig) -> KafkaConsumer:
+        return KafkaConsumer(self._config, config, self._admin, self._reachability)
+
+    def producer(self, config: ProducerConfig) -> KafkaProducer:
+        return KafkaProducer(self._config, config, self._reachability)
+
+    def cluster_id(self) -> str:
+        """A refusal is known as soon as Kafka has told it, which is before `request_timeout`."""
+        deadline = time.monotonic() + self._config.request_timeout
+        with self._admin.asking("its cluster id"):
+            while True:
+                remaining = max(0.0, deadline - time.monotonic())
+                timeout = min(remaining, FIRST_ANSWER_SECONDS)
+                try:
+                    return self._admin.client.cluster_id(timeout=timeout)
+                except KafkaException:
+                    if timeout == remaining or self._admin.is_refused():
+                        raise
+
+    def create_topics(self, specs: Sequence[TopicSpec]) -> None:
+        deadline = time.monotonic() + self._config.request_timeout
+        there = self._ready_partitions()
+        missing = [_new_topic(spec) for spec in specs if spec.name not in there]
+        if missing:
+            futures = self._admin.client.create_topics(
+                missing, request_timeout=self._config.request_timeout
+            )
+            for name, future in futures.items():
+                with self._admin.asking(f"to create topic {name}"):
+                    self._answer(future, unless=KafkaError.TOPIC_ALREADY_EXISTS)
+        self._wait_until_ready([spec.name for spec in specs], deadline)
+
+    def describe_topics(self, names: Sequence[str]) -> dict[str, TopicDescription]:
+        if not names:
+            return {}
+        futures = self._admin.client.describe_topics(
+            TopicCollection(list(names)), request_timeout=self._config.request_timeout
+        )
+        found = self._existing(futures, "to describe")
+        settings = self._topic_settings(list(found))
+        return {name: _description(found[name], settings[name]) for name in settings}
+
+    def is_reachable(self) -> bool:
+        return self._reachability.trouble is None
+
+    def trouble(self) -> str | None:
+        return self._reachability.trouble
+
+    def close(self) -> None:
+        self._admin.close()
+
+    def _topic_settings(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Of those that exist, in one request."""
+        if not names:
+            return {}
+        futures = self._admin.client.describe_configs(
+            [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names],
+            request_timeout=self._config.request_timeout,
+        )
+        by_name = {resource.name: future for resource, future in futures.items()}
+        found = self._existing(by_name, "to describe the configs of")
+        return {
+            name: {setting: entry.value for setting, entry in entries.items()}
+            for name, entries in found.items()
+        }
+
+    def _existing(self, answers: Mapping[str, Future[Any]], question: str) -> dict[str, Any]:
+        """What was answered of each topic that there is."""
+        found = {}
+        for name, future in answers.items():
+            with self._admin.asking(f"{question} topic {name}"):
+                answer = self._answer(future, unless=KafkaError.UNKNOWN_TOPIC_OR_PART)
+            if answer is not None:
+                found[name] = answer
+        return found
+
+    def _answer(self, future: Future[T], unless: int) -> T | None:
+        """What the cluster answered, or None when it answered with this error."""
+        try:
+            return future.result()
+        except KafkaException as exc:
+            if error_of(exc).code() != unless:
+                raise
+            return None
+
+    def _ready_partitions(self) -> dict[str, bool]:
+        """Each topic there is, and whether all of its partitions have a leader."""
+        with self._admin.asking("which topics it has"):
+            topics = self._admin.client.list_topics(timeout=self._config.request_timeout).topics
+        return {
+            name: bool(topic.partitions) and all(p.leader >= 0 for p in topic.partitions.values())
+            for name, topic in topics.items()
+        }
+
+    def _wait_until_ready(self, names: Sequence[str], deadline: float) -> None:
+        while True:
+            ready = self._ready_partitions()
+            waiting = [name for name in names if not ready.get(name)]
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                raise BrokerError(
+                    f"Kafka at {self._config.bootstrap_servers}: topics without a leader after "
+                    f"request_timeout={self._config.request_timeout} s: {', '.join(waiting)}"
+                )
+            time.sleep(RETRY_SECONDS)
+
+
+def _new_topic(spec: TopicSpec) -> NewTopic:
+    config = {
+        "cleanup.policy": spec.cleanup_policy,
+        "retention.ms": str(spec.retention_ms),
+        "max.message.bytes": str(spec.max_message_bytes),
+    }
+    if spec.replication_factor >= 3:
+        config["min.insync.replicas"] = "2"
+    return NewTopic(
+        spec.name,
+        num_partitions=spec.partitions,
+        replication_factor=spec.replication_factor,
+        config=config,
+    )
+
+
+def _description(topic: Any, settings: Mapping[str, str]) -> TopicDescription:
+    settings = {**TOPIC_DEFAULTS, **settings}
+    return TopicDescription(
+        name=topic.name,
+        topic_id=str(topic.topic_id),
+        partitions=len(topic.partitions),
+        replication_factor=min(len(partition.replicas) for partition in topic.partitions),
+        cleanup_policy=settings["cleanup.policy"],
+        retention_ms=int(settings["retention.ms"]),
+        max_message_bytes=int(settings["max.message.bytes"]),
+    )

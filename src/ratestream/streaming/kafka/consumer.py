@@ -1,0 +1,353 @@
+"""How Kafka is read: librdkafka's consumer as the runtime's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import confluent_kafka as librdkafka
+from confluent_kafka import OFFSET_INVALID, IsolationLevel, KafkaError, KafkaException, Message
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
+
+from ratestream.streaming.errors import BrokerError, FencedError
+from ratestream.streaming.kafka.admin import Admin
+from ratestream.streaming.kafka.config import KafkaConfig, consumer_settings
+from ratestream.streaming.kafka.connections import Connections, LibrdkafkaLog, Reachability
+from ratestream.streaming.kafka.errors import (
+    FENCED,
+    OUT_OF_RANGE,
+    PASSING,
+    UNREACHABLE,
+    configuring,
+    error_of,
+)
+from ratestream.streaming.kafka.partitions import (
+    at,
+    headers_of,
+    name_of,
+    names_of,
+    ours,
+    partition_of,
+    raise_partition_error,
+    theirs,
+)
+from ratestream.streaming.types import (
+    ConsumerConfig,
+    OffsetOutOfRange,
+    RebalanceListener,
+    Record,
+    TopicPartition,
+    Watermarks,
+)
+
+RETRY_SECONDS = 0.1
+
+
+class KafkaConsumer:
+    """A `Consumer`. Its listener's exceptions come out of `poll` and `close`; after one the
+    consumer must be closed, because what was being fetched then is gone."""
+
+    def __init__(
+        self,
+        kafka: KafkaConfig,
+        config: ConsumerConfig,
+        admin: Admin,
+        reachability: Reachability,
+    ) -> None:
+        self._kafka = kafka
+        self._config = config
+        self._admin = admin
+        self._connections = Connections(kafka, reachability)
+        self._listener: RebalanceListener | None = None
+        self._owned: set[TopicPartition] = set()
+        self._paused: set[TopicPartition] = set()
+        self._positions: dict[TopicPartition, int] = {}
+        self._failures: list[Exception] = []
+        # What happened inside the current poll, while records may already be in its hands.
+        self._rebalanced = False
+        self._moved: set[TopicPartition] = set()
+        self._closed = False
+        # Whether this poll came too late for the group, which has shared the partitions out anew.
+        self._is_late = False
+        self._polled_at = time.monotonic()
+        callbacks = {
+            "error_cb": self._connections.on_error,
+            "stats_cb": self._connections.on_statistics,
+        }
+        with configuring(kafka):
+            self._client = librdkafka.Consumer(
+                consumer_settings(kafka, config) | callbacks, logger=LibrdkafkaLog()
+            )
+
+    def subscribe(self, topics: Sequence[str], listener: RebalanceListener) -> None:
+        self._listener = listener
+        self._client.subscribe(
+            list(topics),
+            on_assign=lambda _, partitions: self._on_assign(listener, ours(partitions)),
+            on_revoke=lambda _, partitions: self._on_revoke(listener, ours(partitions)),
+            on_lost=lambda _, partitions: self._on_lost(listener, ours(partitions)),
+        )
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._client.resume(theirs(self._paused))  # a pause outlives an assignment in librdkafka
+        self._paused.clear()
+        self._failures.clear()
+        self._owned = set(positions)
+        self._positions = dict(positions)
+        with self._translating("reading given partitions"):
+            if positions:
+                self._client.assign(at(positions))
+            else:
+                self._client.unassign()
+
+    def poll(self, max_records: int, timeout: float) -> list[Record]:
+        now = time.monotonic()
+        self._is_late = now - self._polled_at > self._config.max_poll_interval
+        self._polled_at = now
+        deadline = now + timeout
+        while True:
+            self._raise_failure()
+            remaining = max(0.0, deadline - time.monotonic())
+            messages = self._fetch(max_records, remaining)
+            if records := self._records(messages):
+                return records
+            if not messages and time.monotonic() >= deadline:
+                return []
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        return frozenset(self._owned)
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        mine = self._owned.intersection(partitions)
+        self._paused |= mine
+        self._client.pause(theirs(mine))
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        mine = self._owned.intersection(partitions)
+        self._paused -= mine
+        self._client.resume(theirs(mine))
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self._forget_position(partition)
+        target = librdkafka.TopicPartition(*partition, offset)
+        with self._translating(f"seeking {name_of(partition)} to {offset}"):
+            try:
+                self._client.seek(target)
+            except KafkaException as exc:
+                if error_of(exc).code() != KafkaError._STATE:
+                    raise
+                self._start_again(target)
+        self._positions[partition] = offset
+
+    def position(self, partition: TopicPartition) -> int | None:
+        return self._positions.get(partition)
+
+    def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
+        """The high one is the last stable offset: what a reader of committed records can reach."""
+        asked = librdkafka.TopicPartition(*partition)
+        specs = (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        with self._admin.asking(f"for the watermarks of {name_of(partition)}"):
+            futures = [
+                self._admin.client.list_offsets(
+                    {asked: spec},
+                    isolation_level=IsolationLevel.READ_COMMITTED,
+                    request_timeout=timeout,
+                )[asked]
+                for spec in specs
+            ]
+            return Watermarks(*(future.result().offset for future in futures))
+
+    def committed(
+        self, partitions: Sequence[TopicPartition], timeout: float = 10.0
+    ) -> dict[TopicPartition, int]:
+        with self._translating("reading committed offsets"):
+            answer = self._client.committed(theirs(partitions), timeout=timeout)
+            raise_partition_error(answer)
+        return {
+            tp: each.offset
+            for tp, each in zip(ours(answer), answer, strict=True)
+            if each.offset >= 0
+        }
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Tries again for `request_timeout` while the error is a passing one."""
+        if not offsets:
+            return
+        if gone := offsets.keys() - self._owned:
+            raise FencedError(f"cannot commit {names_of(gone)}: no longer this consumer's")
+        deadline = time.monotonic() + self._kafka.request_timeout
+        while not self._commit_once(offsets, last=time.monotonic() > deadline):
+            time.sleep(RETRY_SECONDS)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            # Not left to librdkafka: a close in the middle of a rebalance makes it leave the group
+            # before it calls back, and then nothing can be committed any more.
+            if self._listener is not None and self._owned:
+                self._listener.revoked(sorted(self._owned))
+        finally:
+            self._owned.clear()
+            self._client.close()
+            self._connections.unknown()
+
+    def _fetch(self, max_records: int, timeout: float) -> list[Message]:
+        """`consume` alone would wait its whole timeout for the last of `max_records`."""
+        self._rebalanced = False
+        self._moved.clear()
+        with self._translating("reading"):
+            first = self._client.poll(timeout)
+            if first is None:
+                return []
+            more = self._client.consume(max_records - 1, 0) if max_records > 1 else []
+        messages = [first, *more]
+        return self._stillours(messages) if self._rebalanced else messages
+
+    def _stillours(self, messages: list[Message]) -> list[Message]:
+        """Without what a listener revoked, moved or paused while the messages were being taken.
+        A paused partition goes back to the first record that is held back from the caller."""
+        held_back: dict[TopicPartition, int] = {}
+        kept = []
+        for message in messages:
+            partition = partition_of(message)
+            if partition in self._moved:
+                continue
+            if partition in self._paused and message.error() is None:
+                held_back.setdefault(partition, message.offset() or 0)
+                continue
+            kept.append(message)
+        for partition, offset in held_back.items():
+            self.seek(partition, offset)
+        return kept
+
+    def _records(self, messages: list[Message]) -> list[Record]:
+        records = []
+        positions = self._positions
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._on_event(message, error)
+                continue
+            record = Record(
+                message.topic(),  # type: ignore[arg-type]  # a message without error has one
+                message.partition(),  # type: ignore[arg-type]
+                message.offset(),  # type: ignore[arg-type]
+                message.key(),
+                message.value(),
+                message.timestamp()[1],
+                headers_of(message),
+            )
+            positions[record.topic_partition] = record.offset + 1
+            records.append(record)
+        return records
+
+    def _on_event(self, message: Message, error: KafkaError) -> None:
+        """librdkafka's news arrive among the records. Failures wait until the records before
+        them are returned."""
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            # The only word of a control record at the end of the log, which is a position too.
+            self._positions[partition_of(message)] = message.offset() or 0
+        elif code in OUT_OF_RANGE:
+            offset = message.offset()
+            out = OffsetOutOfRange(partition_of(message), -1 if offset is None else offset)
+            self._failures.append(out)
+        elif code == KafkaError.GROUP_AUTHORIZATION_FAILED and self._config.group is None:
+            return  # librdkafka looks for the coordinator of a group that nobody is in
+        elif code not in UNREACHABLE:
+            self._failures.append(self._failure(message, error))
+
+    def _failure(self, message: Message, error: KafkaError) -> BrokerError:
+        if error.code() == KafkaError._MAX_POLL_EXCEEDED:
+            return BrokerError(
+                f"max_poll_interval={self._config.max_poll_interval} s passed between two polls: "
+                f"group {self._config.group} gives the partitions to others"
+            )
+        where = name_of(partition_of(message)) if message.topic() else "as a member"
+        return self._connections.error(f"reading {where} of group {self._config.group}", error)
+
+    def _raise_failure(self) -> None:
+        if self._failures:
+            raise self._failures.pop(0)
+
+    def _commit_once(self, offsets: Mapping[TopicPartition, int], last: bool) -> bool:
+        """False when it failed but may succeed later. Raises when not, or when it is the last."""
+        try:
+            raise_partition_error(self._client.commit(offsets=at(offsets), asynchronous=False))
+        except KafkaException as exc:
+            error = error_of(exc)
+            if error.code() in PASSING and not last:
+                return False
+            kind = FencedError if error.code() in FENCED else BrokerError
+            doing = f"committing {names_of(offsets)} of group {self._config.group}"
+            raise self._connections.error(doing, error, kind) from exc
+        return True
+
+    def _on_assign(self, listener: RebalanceListener, partitions: list[TopicPartition]) -> None:
+        if not partitions or self._closed:
+            return
+        self._rebalanced = True
+        self._owned.update(partitions)
+        starts = listener.assigned(partitions)
+        self._positions |= starts
+        self._paused.update(partitions)
+        targets = at({tp: starts.get(tp, OFFSET_INVALID) for tp in partitions})
+        if self._is_cooperative:
+            self._client.incremental_assign(targets)
+        else:
+            self._client.assign(targets)
+        self._client.pause(targets)
+
+    def _on_revoke(self, listener: RebalanceListener, partitions: list[TopicPartition]) -> None:
+        if self._is_late:  # librdkafka had it ready before it knew
+            return self._on_lost(listener, partitions)
+        try:
+            if mine := [each for each in partitions if each in self._owned]:
+                listener.revoked(mine)
+        finally:
+            self._forget(partitions)
+
+    def _on_lost(self, listener: RebalanceListener, partitions: list[TopicPartition]) -> None:
+        mine = [each for each in partitions if each in self._owned]
+        self._forget(partitions)
+        if mine:
+            listener.lost(mine)
+
+    def _forget(self, partitions: list[TopicPartition]) -> None:
+        self._rebalanced = True
+        for partition in partitions:
+            self._forget_position(partition)
+        self._owned.difference_update(partitions)
+        self._paused.difference_update(partitions)
+        if self._is_cooperative:
+            self._client.incremental_unassign(theirs(partitions))
+        else:
+            self._client.unassign()
+
+    def _forget_position(self, partition: TopicPartition) -> None:
+        """What was fetched or failed at the old position is not of interest any more."""
+        self._moved.add(partition)
+        self._positions.pop(partition, None)
+        self._failures = [
+            each
+            for each in self._failures
+            if not (isinstance(each, OffsetOutOfRange) and each.partition == partition)
+        ]
+
+    def _start_again(self, target: librdkafka.TopicPartition) -> None:
+        """librdkafka stops a partition that is out of range, and a stopped one cannot seek."""
+        self._client.incremental_unassign([target])
+        self._client.incremental_assign([target])
+        if TopicPartition(target.topic, target.partition) in self._paused:
+            self._client.pause([target])
+
+    @property
+    def _is_cooperative(self) -> bool:
+        return self._kafka.partition_assignment == "cooperative-sticky"
+
+    def _translating(self, doing: str) -> AbstractContextManager[None]:
+        group = f" of group {self._config.group}" if self._config.group else ""
+        return self._connections.translating(doing + group)

@@ -1,0 +1,46 @@
+"""Topic partitions and messages, from librdkafka's types to ours and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import confluent_kafka as librdkafka
+from confluent_kafka import KafkaException, Message
+
+from ratestream.streaming.types import Headers, TopicPartition
+
+
+def ours(partitions: Iterable[librdkafka.TopicPartition]) -> list[TopicPartition]:
+    return [TopicPartition(each.topic, each.partition) for each in partitions]
+
+
+def theirs(partitions: Iterable[TopicPartition]) -> list[librdkafka.TopicPartition]:
+    return [librdkafka.TopicPartition(*each) for each in partitions]
+
+
+def at(positions: Mapping[TopicPartition, int]) -> list[librdkafka.TopicPartition]:
+    return [librdkafka.TopicPartition(*each, offset) for each, offset in positions.items()]
+
+
+def raise_partition_error(partitions: Sequence[librdkafka.TopicPartition] | None) -> None:
+    for partition in partitions or ():
+        if partition.error is not None:
+            raise KafkaException(partition.error)
+
+
+def partition_of(message: Message) -> TopicPartition:
+    return TopicPartition(message.topic() or "", message.partition() or 0)
+
+
+def headers_of(message: Message) -> Headers:
+    found: Any = message.headers()  # what is read is always a list of (str, bytes | None), or None
+    return tuple((name, value or b"") for name, value in found) if found else ()
+
+
+def name_of(partition: TopicPartition) -> str:
+    return f"{partition.topic}[{partition.partition}]"
+
+
+def names_of(partitions: Iterable[TopicPartition]) -> str:
+    return ", ".join(name_of(each) for each in sorted(partitions))

@@ -1,0 +1,375 @@
+"""The commands for operators, as processes, against real servers with real faults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from ratestream.operations.checks import disk
+from ratestream.operations.deployment import Deployment
+from ratestream.operations.findings import Severity
+from ratestream.settings import SERVICES, Settings
+from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
+from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.types import OutgoingRecord, TopicSpec
+from tests.support.brokers import send
+from tests.support.kafka_servers import free_port, start_kafka
+from tests.support.postgres import execute, fetch
+from tests.support.processes import ServiceProcess
+
+COMMAND = [str(Path(sys.executable).with_name("ratestream"))]
+NOWHERE = {
+    "RATESTREAM_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+    "RATESTREAM_KAFKA__REQUEST_TIMEOUT": "1",
+    "RATESTREAM_POSTGRES__URL": "postgresql://me:hunter2@127.0.0.1:1/rates",
+}
+RESET_SECONDS = 20.0
+
+
+class Command:
+    """Runs `ratestream …` with these variables, in an empty folder."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self._folder = folder
+        self._variables = variables
+
+    def having(self, **variables: str) -> Command:
+        """With these variables as well."""
+        return Command(self._folder, **{**self._variables, **variables})
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if "RATESTREAM" not in name}
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=self._folder,
+            env={**kept, **self._variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    def lines(self, *arguments: str, code: int = 0) -> list[str]:
+        """What it prints, when it ends with this exit code and no word on stderr."""
+        done = self(*arguments)
+        assert (done.returncode, done.stderr) == (code, ""), done.stdout
+        return [" ".join(line.split()) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def bootstrap() -> Iterator[str]:
+    """A Kafka of our own: the names of topics are fixed."""
+    if "kafka" not in os.environ.get("RATESTREAM_TEST_REQUIRE", ""):
+        pytest.skip("needs Java and Maven; .ci/run brings them")
+    with start_kafka() as cluster:
+        yield cluster.bootstrap
+
+
+@pytest.fixture
+def kafka(bootstrap: str) -> Iterator[str]:
+    """Without any topic."""
+    yield bootstrap
+    with AdminClient({"bootstrap.servers": bootstrap}) as admin:
+        if names := [name for name in admin.list_topics().topics if not name.startswith("__")]:
+            for future in admin.delete_topics(names).values():
+                future.result()
+        deadline = time.monotonic() + RESET_SECONDS
+        while not set(names).isdisjoint(admin.list_topics().topics):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def ratestream(kafka: str, database_url: str, tmp_path: Path) -> Command:
+    return Command(
+        tmp_path,
+        RATESTREAM_KAFKA__BOOTSTRAP_SERVERS=kafka,
+        RATESTREAM_POSTGRES__URL=database_url,
+        RATESTREAM_TOPICS__PARTITIONS="2",
+        **{f"RATESTREAM_{name.upper()}__PORT": str(free_port()) for name in SERVICES},
+    )
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Command:
+    return Command(tmp_path, **NOWHERE)
+
+
+# topics
+
+
+@pytest.mark.kafka
+def test_topics_are_made_and_found_right(ratestream: Command, kafka: str) -> None:
+    missing = ratestream.lines("topics", "check", code=1)
+    assert missing[0] == f"at Kafka {kafka}"
+    assert "wrong topic src-data: is missing: run ratestream topics create" in missing
+    assert missing[-1] == "5 wrong"
+    assert "src-data 2 made" in ratestream.lines("topics", "create")
+    assert "src-data 2 exists" in ratestream.lines("topics", "create")
+    assert ratestream.lines("topics", "check")[-1] == "5 ok"
+    changed = ratestream.having(RATESTREAM_TOPICS__RETENTION_HOURS="5").lines("topics", "check")
+    assert changed[-1] == "1 ok, 4 warning"
+
+
+@pytest.mark.kafka
+def test_a_changelog_of_the_wrong_size_is_found(ratestream: Command, kafka: str) -> None:
+    changelog = "data-aggregator-windows-changelog"
+    with closing(KafkaBroker(KafkaConfig(kafka))) as broker:
+        broker.create_topics([TopicSpec(changelog, 3, cleanup_policy="compact", retention_ms=-1)])
+    ratestream.lines("topics", "create")
+    lines = ratestream.lines("topics", "check", code=1)
+    assert any(
+        each.startswith(f"wrong topic {changelog}: has 3 partitions and processed-data")
+        for each in lines
+    )
+
+
+def test_a_kafka_that_does_not_answer_is_one_line(nowhere: Command) -> None:
+    done = nowhere("topics", "create")
+    assert (done.returncode, done.stdout) == (1, "at Kafka 127.0.0.1:1\n")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ratestream: Kafka at 127.0.0.1:1")
+
+
+# db
+
+
+def test_the_schema_is_upgraded_and_checked(nowhere: Command, empty_database: str) -> None:
+    ratestream = nowhere.having(RATESTREAM_POSTGRES__URL=empty_database)
+    before = ratestream.lines("db", "check", code=1)
+    assert before[0].startswith("at Postgres /tmp/")
+    assert before[1].startswith("wrong schema: is not there yet, this ratestream needs ")
+    assert before[1].endswith(": run ratestream db upgrade")
+    assert ratestream.lines("db", "upgrade")[1].endswith(" now; it had none")
+    assert ratestream.lines("db", "upgrade")[1].endswith(" already")
+    assert ratestream.lines("db", "check")[1].endswith(", the newest")
+
+
+def test_missing_grants_are_found_and_given(nowhere: Command, database_url: str) -> None:
+    asyncio.run(execute(database_url, "CREATE ROLE operations_gateway"))
+    ratestream = nowhere.having(
+        RATESTREAM_POSTGRES__URL=database_url,
+        RATESTREAM_POSTGRES__GATEWAY_ROLE="operations_gateway",
+    )
+    lines = ratestream.lines("db", "check", code=1)
+    assert any(each.startswith("wrong grants: ") and "SELECT" in each for each in lines)
+    granted = ratestream.lines("db", "upgrade")
+    assert "operations_gateway may do what it needs, and nothing else" in granted
+    lines = ratestream.lines("db", "check")
+    assert "ok grants: operations_gateway may do what they need" in lines
+
+
+def test_a_schema_of_a_newer_version_is_told(nowhere: Command, database_url: str) -> None:
+    asyncio.run(execute(database_url, "UPDATE alembic_version SET version_num = '9999'"))
+    ratestream = nowhere.having(RATESTREAM_POSTGRES__URL=database_url)
+    lines = ratestream.lines("db", "check", code=1)
+    assert lines[1].startswith("wrong schema: the database's schema has version 9999 ")
+
+
+def test_a_postgres_that_does_not_answer_is_one_line(nowhere: Command) -> None:
+    done = nowhere("db", "check")
+    assert (done.returncode, done.stdout) == (1, "at Postgres 127.0.0.1:1/rates\n")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ratestream: no connection to Postgres: ")
+
+
+# dead letters
+
+
+def letters(bootstrap: str, count: int) -> None:
+    """In one partition, some in transactions, one of which is given up: offsets have gaps."""
+    producer = Producer({"bootstrap.servers": bootstrap, "transactional.id": "letters"})
+    producer.init_transactions()
+    for number in range(count):
+        if number % 400 == 0:
+            producer.begin_transaction()
+            producer.produce("dead-letter", b"never", key=b"demo", partition=0)
+            producer.flush()
+            producer.abort_transaction()
+            producer.begin_transaction()
+        headers: list[tuple[str, str | bytes | None]] = [
+            ("topic", b"src-data"),
+            ("partition", b"0"),
+            ("offset", str(number).encode()),
+            ("service", b"data_processor"),
+            ("reason", b"rare" if number % 1000 == 0 else b"frequent \x1b[31m"),
+        ]
+        value = json.dumps({"number": number})
+        producer.produce("dead-letter", value, key=b"demo", partition=0, headers=headers)
+        if number % 400 == 399:
+            producer.commit_transaction()
+    if count % 400:
+        producer.commit_transaction()
+
+
+@pytest.mark.kafka
+def test_dead_letters_are_listed_shown_and_replayed(ratestream: Command, kafka: str) -> None:
+    ratestream.lines("topics", "create")
+    assert ratestream.lines("dead-letter", "list")[1:] == ["no letters"]
+    letters(kafka, 2100)
+    listed = json.loads(ratestream("dead-letter", "list", "--format", "json").stdout)["result"]
+    assert len(listed["letters"]) == 20
+    rare = ratestream.lines("dead-letter", "list", "--reason", "RARE")
+    assert rare[1] == "id time topic service reason key"
+    assert [each.split()[3:] for each in rare[2:]] == [
+        ["src-data", "data_processor", "rare", "demo"]
+    ] * 3
+    which = rare[2].split()[0]
+    shown = ratestream.lines("dead-letter", "show", which)
+    assert shown[-3:] == ["{", '"number": 2000', "}"]
+    assert ratestream.lines("dead-letter", "replay", which, "--dry-run")[1:] == [
+        f"{which} would be sent again to src-data"
+    ]
+    assert ratestream.lines("dead-letter", "replay", which)[1:] == [
+        f"{which} sent again to src-data"
+    ]
+    assert ratestream.lines("dead-letter", "replay", which, code=1)[1:] == [
+        f"{which} refused: it was replayed before; --again does it once more"
+    ]
+    all_others = ("dead-letter", "replay", "--all", "--reason", "rare")
+    unsure = ratestream(*all_others)
+    assert (unsure.returncode, "2 letters would be sent again" in unsure.stderr) == (2, True)
+    assert len(ratestream.lines(*all_others, "--yes")) == 3
+    assert ratestream.lines("dead-letter", "list", "--reason", "rare")[1:] == ["no letters"]
+    assert len(ratestream.lines("dead-letter", "list", "--reason", "rare", "--replayed")) == 5
+
+
+@pytest.mark.kafka
+def test_a_letter_cannot_steer_the_terminal(ratestream: Command, kafka: str) -> None:
+    ratestream.lines("topics", "create")
+    letters(kafka, 2)
+    assert "frequent \\x1b[31m" in ratestream("dead-letter", "list").stdout
+    assert "\x1b" not in ratestream("dead-letter", "show", "0:4").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list", "--since", "yesterday"),
+        ("list", "--limit", "0"),
+        ("replay",),
+        ("replay", "1:1", "--all"),
+        ("replay", "1:1", "--topic", "src-data"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(arguments: tuple[str, ...], nowhere: Command) -> None:
+    assert nowhere("dead-letter", *arguments).returncode == 2
+
+
+# doctor
+
+
+def test_doctor_says_what_is_away(nowhere: Command) -> None:
+    lines = nowhere.lines("doctor", code=1)
+    assert lines[0] == "at Kafka 127.0.0.1:1 and Postgres 127.0.0.1:1/rates"
+    for start in (
+        *("wrong kafka: Kafka at 127.0.0.1:1", "wrong postgres: no connection to Postgres: "),
+        *("skipped topics: cannot be looked at: Kafka", "skipped lag: cannot be looked at: Kafka"),
+        *("skipped clocks: cannot be looked at: no connection", "ok disk: "),
+    ):
+        assert any(each.startswith(start) for each in lines), start
+    assert not any("hunter2" in each for each in lines)
+
+
+@pytest.mark.kafka
+def test_doctor_finds_each_fault(ratestream: Command, kafka: str, database_url: str) -> None:
+    assert "wrong topic src-data: is missing: run ratestream topics create" in ratestream.lines(
+        "doctor", code=1
+    )
+    ratestream.lines("topics", "create")
+    healthy = ratestream.lines("doctor")
+    assert "ok data_processor on src-data: has done everything there is" in healthy
+    assert any(each.startswith("warning db_loader: does not answer at ") for each in healthy)
+    assert healthy[-1].endswith(" ok, 6 warning")
+
+    with closing(KafkaBroker(KafkaConfig(kafka))) as broker:
+        send(broker, OutgoingRecord("src-data", b"demo", b"{}"))
+    lagging = ratestream.lines("doctor", code=1)
+    behind = "data_processor on src-data: is 1 record behind and has never committed anything"
+    assert any(each.startswith(f"wrong {behind}") for each in lagging)
+
+    asyncio.run(execute(database_url, "INSERT INTO origin_cluster (cluster_id) VALUES ('another')"))
+    mixed = ratestream.lines("doctor", code=1)
+    of_another = "wrong cluster: the rows in Postgres are of Kafka cluster another, and this is "
+    assert any(each.startswith(of_another) for each in mixed)
+
+
+@pytest.mark.kafka
+def test_doctor_finds_a_schema_that_is_not_there(ratestream: Command, database_url: str) -> None:
+    asyncio.run(execute(database_url, "DROP TABLE alembic_version"))
+    lines = ratestream.lines("doctor", code=1)
+    assert any(each.startswith("wrong schema: is not there yet") for each in lines)
+
+
+@pytest.mark.kafka
+def test_doctor_finds_a_clock_that_is_ahead(ratestream: Command, kafka: str) -> None:
+    ratestream.lines("topics", "create")
+    ahead = int((time.time() + 600) * 1000)
+    with closing(KafkaBroker(KafkaConfig(kafka))) as broker:
+        send(broker, OutgoingRecord("src-data", b"demo", b"{}", timestamp=ahead))
+    lines = ratestream.lines("doctor", code=1)
+    (found,) = (each for each in lines if "clock of data_requester" in each)
+    assert found.startswith("wrong the clock of data_requester: is ")
+    assert " s ahead of ours" in found
+
+
+def test_doctor_tells_a_service_that_is_not_ready(nowhere: Command, tmp_path: Path) -> None:
+    service = ServiceProcess("data_processor", "127.0.0.1:1", tmp_path / "service").start()
+    try:
+        doctor = nowhere.having(RATESTREAM_DATA_PROCESSOR__PORT=str(service.port))
+        deadline = time.monotonic() + RESET_SECONDS
+        while "data_processor: at http" not in (output := doctor("doctor").stdout):
+            assert time.monotonic() < deadline, output
+    finally:
+        service.kill()
+    (line,) = (each for each in output.splitlines() if "data_processor: at http" in each)
+    assert line.startswith("wrong ")
+    assert "is not ready: " in line
+
+
+def test_doctor_takes_the_address_of_services(nowhere: Command) -> None:
+    lines = nowhere.lines("doctor", "--address", "http://127.0.0.1:1/{service}", code=1)
+    (line,) = (each for each in lines if each.startswith("wrong db_loader: "))
+    assert "does not answer at http://127.0.0.1:1/db_loader" in line
+
+
+def test_doctor_asks_sources_when_told(nowhere: Command) -> None:
+    source = "[{kind: demo, url: 'http://127.0.0.1:1', max_retries: 0}]"
+    asking = nowhere.having(RATESTREAM_DATA_REQUESTER__SOURCES=source)
+    lines = asking.lines("doctor", "--sources", code=1)
+    assert any(each.startswith("wrong source demo: gives no rates: ") for each in lines)
+
+
+def test_doctor_finds_a_folder_that_cannot_be_written() -> None:
+    with closing(LocalBroker(None)) as broker:
+        here = Deployment(Settings(data_dir=Path("/proc/none/such")), lambda: broker, {})
+        (finding,) = disk(here)
+        assert finding.severity is Severity.WRONG
+        assert finding.text.startswith("/proc/none/such cannot be written: ")
+        (finding,) = disk(replace(here, settings=Settings(data_dir=Path("/nowhere/yet"))))
+        assert finding.text.endswith(" GiB are free for /nowhere/yet")
+
+
+def test_results_can_be_read_by_machines(nowhere: Command) -> None:
+    answer = json.loads(nowhere("doctor", "--format", "json").stdout)
+    assert answer["where"] == "at Kafka 127.0.0.1:1 and Postgres 127.0.0.1:1/rates"
+    assert {"subject", "severity", "text", "advice"} == set(answer["result"][0])
+
+
+def test_an_unclaimed_database_is_no_fault(nowhere: Command, database_url: str) -> None:
+    assert asyncio.run(fetch(database_url, "SELECT * FROM origin_cluster")) == []
+    lines = nowhere.having(RATESTREAM_POSTGRES__URL=database_url).lines("db", "check")
+    assert lines[-1] == "1 ok"

@@ -1,0 +1,198 @@
+"""Topics and lag, as operators see them, on the local broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ratestream.cli.builders import builders
+from ratestream.operations import lag
+from ratestream.operations.deployment import Deployment
+from ratestream.operations.findings import Finding, Severity, is_fine
+from ratestream.operations.lag import check_lag
+from ratestream.operations.topics import CheckTopics, CreateTopics
+from ratestream.settings import Settings, TopicSettings
+from ratestream.streaming import ConsumerConfig, OutgoingRecord, TopicPartition
+from ratestream.streaming.local import LocalBroker
+from tests.support.brokers import send
+
+CHANGELOG = "data-aggregator-windows-changelog"
+TOPICS = ["aggregated-data", CHANGELOG, "dead-letter", "processed-data", "src-data"]
+
+
+@pytest.fixture
+def broker() -> Iterator[LocalBroker]:
+    with closing(LocalBroker(None)) as broker:
+        yield broker
+
+
+def deployment(broker: LocalBroker, **topics: Any) -> Deployment:
+    return Deployment(Settings(topics=TopicSettings(**topics)), lambda: broker, builders())
+
+
+def create(deployment: Deployment) -> dict[str, bool]:
+    return {each.name: each.made for each in asyncio.run(CreateTopics().run(deployment))}
+
+
+def check(deployment: Deployment) -> dict[str, Finding]:
+    """By the topic's name; fails when there are several of one."""
+    findings = asyncio.run(CheckTopics().run(deployment))
+    by_topic = {each.subject.removeprefix("topic "): each for each in findings}
+    assert len(by_topic) == len(findings)
+    return by_topic
+
+
+def make(broker: LocalBroker, deployment: Deployment, name: str, **changes: Any) -> None:
+    broker.create_topics([replace(deployment.plan.topics[name], **changes)])
+
+
+def test_all_topics_are_made_once(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    assert create(here) == dict.fromkeys(TOPICS, True)
+    assert create(here) == dict.fromkeys(TOPICS, False)
+    assert {each.severity for each in check(here).values()} == {Severity.OK}
+
+
+def test_a_changelog_is_made_as_large_as_its_source_is(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    make(broker, here, "processed-data", partitions=3)
+    create(here)
+    assert broker.describe_topics([CHANGELOG])[CHANGELOG].partitions == 3
+    assert check(here)[CHANGELOG].severity is Severity.OK
+
+
+def test_a_missing_topic_is_wrong(broker: LocalBroker) -> None:
+    found = check(deployment(broker))
+    assert list(found) == TOPICS
+    assert {each.severity for each in found.values()} == {Severity.WRONG}
+    assert "ratestream topics create" in found["src-data"].advice
+
+
+def test_a_changelog_of_another_size_than_its_source_is_wrong(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    make(broker, here, CHANGELOG, partitions=3)
+    create(here)
+    finding = check(here)[CHANGELOG]
+    assert finding.severity is Severity.WRONG
+    assert "has 3 partitions and processed-data, which it is split like, has 8" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "severity", "text"),
+    [
+        ({"partitions": 3}, Severity.WARNING, "has 3 partitions, topics.partitions is 8"),
+        ({"cleanup_policy": "compact"}, Severity.WRONG, "has cleanup.policy=compact"),
+        ({"retention_ms": 3_600_000}, Severity.WARNING, "keeps records for 1 h"),
+        ({"max_message_bytes": 1000}, Severity.WRONG, "takes records of 1000 bytes"),
+    ],
+)
+def test_a_topic_that_differs_from_the_settings_is_told(
+    changes: dict[str, Any], severity: Severity, text: str, broker: LocalBroker
+) -> None:
+    here = deployment(broker)
+    make(broker, here, "src-data", **changes)
+    create(here)
+    found = check(here)
+    assert found["src-data"].severity is severity
+    assert found["src-data"].text.startswith(text)
+    assert {found[name].severity for name in TOPICS if name != "src-data"} == {Severity.OK}
+
+
+def test_fewer_replicas_than_wanted_are_told(broker: LocalBroker) -> None:
+    create(deployment(broker))
+    found = check(deployment(broker, replication_factor=3))
+    assert found["src-data"].severity is Severity.WARNING
+    assert "is on 1 broker, topics.replication_factor is 3" in found["src-data"].text
+
+
+def test_larger_records_than_needed_are_fine(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    make(broker, here, "src-data", max_message_bytes=2_000_000)
+    create(here)
+    assert check(here)["src-data"].severity is Severity.OK
+
+
+def test_what_is_wrong_or_could_not_be_looked_at_is_not_fine() -> None:
+    def fine(*severities: Severity) -> bool:
+        return is_fine([Finding("it", severity, "is so") for severity in severities])
+
+    assert fine(Severity.OK, Severity.WARNING)
+    assert not fine(Severity.OK, Severity.WRONG)
+    assert not fine(Severity.OK, Severity.SKIPPED)
+
+
+def snapshots(count: int) -> list[OutgoingRecord]:
+    return [OutgoingRecord("src-data", b"demo", b"{}", 0) for _ in range(count)]
+
+
+def commit(broker: LocalBroker, group: str, topic: str, offset: int) -> None:
+    with closing(broker.consumer(ConsumerConfig(group=group))) as consumer:
+        consumer.commit({TopicPartition(topic, 0): offset})
+
+
+def of_processor(deployment: Deployment, meanwhile: Callable[[], None] = lambda: None) -> Finding:
+    """What is found when this happens between the two looks."""
+    findings = check_lag(deployment, wait=lambda _: meanwhile())
+    return next(each for each in findings if each.subject == PROCESSOR)
+
+
+PROCESSOR = "data_processor on src-data"
+
+
+def test_lag_is_told_of_each_service_and_topic(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    create(here)
+    assert [(each.subject, each.severity) for each in check_lag(here)] == [
+        (PROCESSOR, Severity.OK),
+        ("data_aggregator on processed-data", Severity.OK),
+        ("db_loader on aggregated-data", Severity.OK),
+        ("db_loader on processed-data", Severity.OK),
+    ]
+
+
+def test_a_service_that_never_worked_is_wrong(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    create(here)
+    send(broker, *snapshots(5))
+    finding = of_processor(here)
+    assert finding.severity is Severity.WRONG
+    assert finding.text == "is 5 records behind and has never committed anything"
+
+
+def test_a_service_that_stands_still_is_wrong(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    create(here)
+    send(broker, *snapshots(5))
+    commit(broker, "data_processor", "src-data", 2)
+    finding = of_processor(here)
+    assert finding.severity is Severity.WRONG
+    assert finding.text == "is 3 records behind and did nothing for 3 s"
+
+
+def test_a_service_that_gets_on_is_fine(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    create(here)
+    send(broker, *snapshots(5))
+    commit(broker, "data_processor", "src-data", 2)
+    finding = of_processor(here, lambda: commit(broker, "data_processor", "src-data", 4))
+    assert (finding.severity, finding.text) == (Severity.OK, "is 1 record behind and gets on")
+
+
+def test_a_service_that_loses_ground_is_told(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    create(here)
+    send(broker, *snapshots(lag.MANY_RECORDS + 10))
+    commit(broker, "data_processor", "src-data", 2)
+
+    def meanwhile() -> None:
+        send(broker, *snapshots(5))
+        commit(broker, "data_processor", "src-data", 4)
+
+    finding = of_processor(here, meanwhile)
+    assert finding.severity is Severity.WARNING
+    assert finding.text == "is 100011 records behind, and more come than it does"
