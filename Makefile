@@ -30,10 +30,11 @@ check: ## what CI checks: style, types, imports, documentation
 	@scripts/venv dev
 	@scripts/check
 
-docs: ## write the pages of docs/ that come from the code
+docs: ## write the pages and the dashboards that come from the code
 	@scripts/venv dev
 	@$(VENV)/python scripts/settings-docs
 	@$(VENV)/python scripts/reference-docs
+	@$(VENV)/python scripts/dashboards
 
 lock: ## write the lock files anew from pyproject.toml
 	@scripts/lock $(ARGS)
