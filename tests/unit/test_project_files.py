@@ -14,7 +14,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+LOCKS = (
+    "requirements.lock",
+    "requirements-dev.lock",
+    "requirements-build.lock",
+    "requirements-image.lock",
+)
 
 PIN = re.compile(r"^([a-zA-Z0-9._-]+)==(\S+)", re.MULTILINE)
 ADDRESS = re.compile(r"\w+://|--(?:extra-)?index-url|--find-links|--trusted-host")
@@ -94,9 +99,11 @@ def test_a_lock_that_does_not_fit_is_noticed() -> None:
     ]
 
 
-def test_development_adds_to_the_lock_and_changes_nothing() -> None:
-    runtime, development = (pins(lock) for lock in LOCKS)
-    assert runtime.items() <= development.items()
+def test_locks_agree_on_versions() -> None:
+    runtime = pins("requirements.lock").items()
+    assert runtime <= pins("requirements-dev.lock").items()
+    assert pins("requirements-build.lock").items() <= runtime
+    assert pins("requirements-image.lock").items() <= runtime
 
 
 @pytest.mark.parametrize("lock", LOCKS)
