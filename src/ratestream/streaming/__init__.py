@@ -23,6 +23,7 @@ from ratestream.streaming.errors import (
     FencedError,
     MessageTooLargeError,
     StateError,
+    StoreError,
     StreamingError,
     TopicError,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "ProducerConfig",
     "Record",
     "StateError",
+    "StoreError",
     "Stream",
     "StreamingError",
     "Table",

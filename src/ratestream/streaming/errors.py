@@ -8,6 +8,7 @@ StreamingError
 │   ├── AccessError         the broker refuses who we are, or what we ask for
 │   ├── DeliveryError       a record was not acknowledged
 │   └── FencedError         another consumer owns the partition now
+├── StoreError              a table cannot be written to the disk; the changelog has it
 ├── DecodeError             bytes that are not what the topic declares
 ├── MessageTooLargeError    a record larger than the topic takes
 └── AgentError              an agent's code raised, or returned
@@ -48,6 +49,11 @@ class DeliveryError(BrokerError):
 
 class FencedError(BrokerError):
     """A commit for a partition that this consumer no longer owns."""
+
+
+class StoreError(StreamingError):
+    """A table's store cannot be written, as on a full disk. What is committed is in the changelog:
+    the store catches up from there once it can be written."""
 
 
 class DecodeError(StreamingError):

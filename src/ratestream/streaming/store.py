@@ -23,7 +23,7 @@ from rocksdict import (
     WriteBufferManager,
 )
 
-from ratestream.streaming.errors import StateError
+from ratestream.streaming.errors import StateError, StoreError
 
 FORMAT = 1
 _CHECKPOINT = b"mcheckpoint"
@@ -101,7 +101,8 @@ class Store:
         return value
 
     def write(self, changes: Mapping[bytes, bytes | None], checkpoint: int) -> None:
-        """Apply changes (None deletes) and the new checkpoint, all or nothing."""
+        """Apply changes (None deletes) and the new checkpoint, all or nothing. Raises
+        `StoreError`."""
         batch = WriteBatch(raw_mode=True)
         for key, value in changes.items():
             if value is None:
@@ -110,7 +111,12 @@ class Store:
                 batch.put(b"d" + key, value)
         batch.put(_CHECKPOINT, str(checkpoint).encode())
         batch.put(_WRITTEN, str(int(time.time())).encode())
-        self._db.write(batch)
+        try:
+            self._db.write(batch)
+        except Exception as error:  # rocksdict raises nothing more precise
+            raise StoreError(
+                f"the state folder {self.path} cannot be written ({error}): make room on its disk"
+            ) from error
 
     def age(self) -> float:
         """Seconds since the last write; infinite when that is not known."""
