@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import shutil
 import stat
@@ -11,6 +13,7 @@ from base64 import urlsafe_b64decode
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import yaml
 
@@ -19,6 +22,7 @@ from ratestream.settings import SERVICES, load
 from ratestream.streaming.types import WorkerConfig
 from tests.support.compose import DOCKER_COMPOSE, compose, copy_of_project, make_secrets, resolved
 from tests.support.containers import ROOT
+from tests.support.postgres import execute, start_tcp_postgres
 
 pytestmark = pytest.mark.skipif(
     not DOCKER_COMPOSE.exists(),
@@ -27,6 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 ONCE = ("topics", "migrate", "ratestream")
 OURS = (*SERVICES, *ONCE)
+SCALED = ("data_requester", "data_processor", "data_aggregator", "db_loader")
 PUBLISHED = {"api_gateway": 8007, "grafana": 3000, "prometheus": 9090, "pgadmin": 5050}
 PINNED = re.compile(r".+:v?\d+(\.\d+)+$")
 """A tag that names at least a minor version."""
@@ -88,11 +93,76 @@ def test_a_secret_that_is_there_is_kept_and_used(project):
     assert passfile == "postgres:5432:ratestream:ratestream_gateway:chosen by hand\n"
 
 
+def test_only_the_secret_that_is_named_is_renewed(project):
+    make_secrets(project)
+    folder = project / "secrets"
+    seen = [{path.name: path.read_text() for path in folder.iterdir()}]
+    for _ in range(2):
+        make_secrets(project, "--renew", "grafana_admin_password")
+        seen.append({path.name: path.read_text() for path in folder.iterdir()})
+    renewed = [each.pop("grafana_admin_password") for each in seen]
+    assert len(set(renewed)) == 3
+    assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("renewed_by", ["script", "hand"])
+def test_pgadmin_gets_the_new_password_of_its_role(project, renewed_by):
+    make_secrets(project)
+    password = project / "secrets" / "postgres_gateway_password"
+    if renewed_by == "hand":
+        password.write_text("with : and \\\n")
+        make_secrets(project)
+        expected = r"with \: and \\"
+    else:
+        make_secrets(project, "--renew", "postgres_gateway_password")
+        expected = password.read_text().strip()
+    passfile = (project / "secrets" / "pgadmin_passfile").read_text()
+    assert passfile == f"postgres:5432:ratestream:ratestream_gateway:{expected}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--renew"], ["--renew", "pgadmin_passfile"], ["--force", "pgadmin_password"]]
+)
+def test_what_the_script_does_not_know_changes_nothing(project, arguments):
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        make_secrets(project, *arguments)
+    assert "--renew NAME" in refused.value.stderr or "NAME is one of" in refused.value.stderr
+    assert not (project / "secrets").exists()
+
+
+def test_what_is_missing_in_env_is_filled_in_and_the_rest_is_kept(project):
+    """Copied by hand, or from an older version, and without an end of its last line."""
+    (project / ".env").write_text("# mine\nKAFKA_CLUSTER_ID=\nAPI_PORT=8080")
+    make_secrets(project)
+    lines = (project / ".env").read_text().splitlines()
+    assert lines[0] == "# mine"
+    assert re.fullmatch(r"KAFKA_CLUSTER_ID=[0-9a-f]{21}A", lines[1])
+    assert lines[2] == "API_PORT=8080"
+    names = re.findall(r"^\w+(?==)", (project / ".env.example").read_text(), re.MULTILINE)
+    assert sorted(line.partition("=")[0] for line in lines[1:]) == sorted(names)
+    assert compose(project, "config", "--quiet").returncode == 0
+
+
 def test_containers_can_read_secrets_and_other_users_cannot(project):
+    (project / "secrets").mkdir()
+    by_hand = project / "secrets" / "pgadmin_password"
+    by_hand.write_text("chosen by hand\n")
+    by_hand.chmod(0o400)
     make_secrets(project)
     folder = project / "secrets"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o444}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
+
+
+def test_containers_can_read_what_a_strict_umask_kept_from_them(project):
+    deploy = project / "deploy"
+    for path in [deploy, *deploy.rglob("*")]:
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    make_secrets(project)
+    modes = {
+        (path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in [deploy, *deploy.rglob("*")]
+    }
+    assert modes == {(True, 0o755), (False, 0o644)}
 
 
 def test_no_secret_is_weak_said_or_used_twice(project):
@@ -115,6 +185,36 @@ def test_each_clone_has_a_kafka_cluster_of_its_own(tmp_path):
     assert [len(urlsafe_b64decode(each + "==")) for each in identities] == [16, 16]
 
 
+def test_a_role_gets_its_new_password_as_documented(project, tmp_path, tcp_postgres_binaries):
+    """The lines of deployment.md, on a real Postgres; `docker` runs its psql."""
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    [lines] = [each for each in re.findall(r"```sh\n(.*?)```", text, re.S) if "ALTER ROLE" in each]
+    make_secrets(project)
+    secret = project / "secrets" / "postgres_loader_password"
+    old = secret.read_text().strip()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    docker = programs / "docker"
+    everybody_by_password = "host all all 127.0.0.1/32 scram-sha-256\n"
+    with start_tcp_postgres(tcp_postgres_binaries, everybody_by_password) as server:
+        asyncio.run(execute(server.admin_url, "CREATE DATABASE ratestream"))
+        role = f"CREATE ROLE ratestream_loader LOGIN PASSWORD '{old}'"
+        asyncio.run(execute(server.admin_url, role))
+        psql = f"{tcp_postgres_binaries}/psql -h {server.sockets} -p {server.port} -U admin"
+        docker.write_text(
+            '#!/bin/sh\n[ "$1 $2 $3 $4 $5" = "compose exec -T postgres psql" ] || exit 1\n'
+            f'shift 5\nexec {psql} --set ON_ERROR_STOP=1 "$@"\n'
+        )
+        docker.chmod(0o755)
+        path = f"{programs}:{os.environ['PATH']}"
+        subprocess.run(["sh", "-c", lines], cwd=project, env={"PATH": path}, check=True)
+        new = secret.read_text().strip()
+        url = server.url("ratestream_loader", "ratestream", "127.0.0.1")
+        asyncio.run(execute(url.replace("@", f":{new}@"), "SELECT"))
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            asyncio.run(execute(url.replace("@", f":{old}@"), "SELECT"))
+
+
 def test_the_script_needs_only_a_posix_shell():
     dash = shutil.which("dash")
     if dash is None:
@@ -135,10 +235,12 @@ def test_our_image_has_our_version(config):
 
 
 def test_no_container_has_or_gains_rights(config):
+    """But for what marks the Python of pgAdmin's image."""
     assert without(config, cap_drop=["ALL"], security_opt=["no-new-privileges:true"]) == []
-    assert [
-        n for n, s in config["services"].items() if s.get("privileged") or s.get("cap_add")
-    ] == []
+    services = config["services"]
+    assert [name for name, service in services.items() if service.get("privileged")] == []
+    added = {name: each["cap_add"] for name, each in services.items() if "cap_add" in each}
+    assert added == {"pgadmin": ["NET_BIND_SERVICE"]}
 
 
 def test_every_container_is_bounded(config):
@@ -284,16 +386,26 @@ def test_grafana_asks_everybody_for_a_password(config):
 # variants
 
 
-def test_scaled_services_want_nothing_that_only_one_can_have(project):
+def test_env_says_how_many_of_a_service_there_are(project):
+    wanted = {**dict.fromkeys(SCALED, 3), "demo_server": 0}
+    lines = (f"{name.upper()}_INSTANCES={number}\n" for name, number in wanted.items())
+    (project / ".env").write_text("".join(lines))
     make_secrets(project)
-    scaled = ("data_processor", "data_aggregator", "db_loader")
-    three = "".join(f"  {name}: {{scale: 3}}\n" for name in scaled)
-    (project / "scale.yaml").write_text(f"services:\n{three}")
-    config = resolved(project, "--file", "compose.yaml", "--file", "scale.yaml")
-    for name in scaled:
-        service = config["services"][name]
-        assert service["scale"] == 3
-        assert {"ports", "container_name", "hostname"}.isdisjoint(service)
+    services = resolved(project)["services"]
+    assert {name: services[name]["scale"] for name in wanted} == wanted
+
+
+def test_there_is_one_of_each_service_unless_env_says_otherwise(project, config):
+    make_secrets(project)
+    env = project / ".env"
+    env.write_text(re.sub(r"(?m)^\w+_INSTANCES=.*\n", "", env.read_text()))
+    for each in (config, resolved(project)):
+        assert {each["services"][name].get("scale", 1) for name in SERVICES} == {1}
+
+
+def test_scaled_services_want_nothing_that_only_one_can_have(config):
+    for name in SCALED:
+        assert {"ports", "container_name", "hostname"}.isdisjoint(config["services"][name])
 
 
 def test_the_override_for_development_adds_to_the_rest(project, config):

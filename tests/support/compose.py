@@ -57,11 +57,10 @@ def copy_of_project(folder: Path) -> Path:
     return folder
 
 
-def make_secrets(folder: Path) -> str:
+def make_secrets(folder: Path, *arguments: str) -> str:
     """What it said."""
-    done = subprocess.run(
-        ["scripts/make-secrets"], cwd=folder, capture_output=True, text=True, check=True
-    )
+    command = ["scripts/make-secrets", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout
 
 
