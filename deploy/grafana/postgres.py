@@ -32,7 +32,7 @@ STATE = Row(
             width=8,
             unit="bytes",
             no_data="db_loader cannot ask Postgres",
-            queries=(Query("max(ratestream_database_size_bytes)", "size"),),
+            queries=(Query("max(ratestream_database_size_bytes > 0)", "size"),),
         ),
         Panel(
             title="Connections",
@@ -46,7 +46,7 @@ STATE = Row(
             width=8,
             unit="none",
             no_data="db_loader cannot ask Postgres",
-            queries=(Query("max(ratestream_database_connections)", "connections"),),
+            queries=(Query("max(ratestream_database_connections > 0)", "connections"),),
         ),
         Panel(
             title="How fast does the database grow?",
@@ -57,7 +57,7 @@ STATE = Row(
             width=24,
             unit="bytes",
             no_data="db_loader cannot ask Postgres",
-            queries=(Query("max(ratestream_database_size_bytes)", "size"),),
+            queries=(Query("max(ratestream_database_size_bytes > 0)", "size"),),
         ),
     ),
 )

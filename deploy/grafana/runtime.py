@@ -143,7 +143,9 @@ GROUP = Row(
             shows="Partitions that each instance works on.",
             normal="Shared evenly. One data_requester has all partitions of its group or the "
             "first of them: that one asks the sources.",
-            otherwise="An instance with 0: there are more instances than partitions.",
+            otherwise="An instance with 0: there are more instances than partitions. All with 0: "
+            "nobody does this service's work.",
+            runbook="no-partitions",
             width=8,
             unit="none",
             no_data="No service is there",

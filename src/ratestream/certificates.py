@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from urllib.parse import parse_qsl, urlsplit
 
 from cryptography import x509
@@ -17,6 +18,9 @@ from ratestream.settings import KafkaSettings, PostgresSettings
 
 SECONDS = 3.0
 """How long a server may take for each step of a handshake."""
+
+READ_SECONDS = 2 * SECONDS
+"""How long a certificate may take in all, finding the server's address included."""
 
 _POSTGRES_PORT = 5432
 _POSTGRES_SSL_REQUEST = bytes.fromhex("0000000804d2162f")
@@ -41,10 +45,21 @@ class Place:
     _not_after: Callable[[], datetime]
 
     def read(self) -> Certificate:
-        """Blocks, for a few times `SECONDS` at most; never raises for what it finds."""
+        """Blocks for `READ_SECONDS` at most; never raises for what it finds. Neither a name server
+        nor a file system can be given a limit: what takes longer is left behind in a thread that
+        the end of the process does not wait for."""
+        found: list[Certificate] = []
+        looking = Thread(target=lambda: found.append(self._look()), name=self.name, daemon=True)
+        looking.start()
+        looking.join(READ_SECONDS)
+        if not found:
+            return Certificate(self.name, None, f"nothing was read within {READ_SECONDS:g} s")
+        return found[0]
+
+    def _look(self) -> Certificate:
         try:
             return Certificate(self.name, self._not_after())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, x509.InvalidVersion) as error:
             return Certificate(self.name, None, " ".join(str(error).split()))
 
 
@@ -121,8 +136,12 @@ def _shown_by_server(
 
 def _ask_postgres_for_tls(connection: socket.socket) -> None:
     connection.sendall(_POSTGRES_SSL_REQUEST)
-    if connection.recv(1) != b"S":
-        raise ValueError("the server does not speak TLS")
+    match connection.recv(1):
+        case b"S":
+            return
+        case b"N":
+            raise ValueError("the server does not speak TLS")
+    raise ValueError("the server does not answer whether it speaks TLS")
 
 
 def _host_and_port(server: str, default_port: int = 0) -> tuple[str, int]:

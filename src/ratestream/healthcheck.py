@@ -44,7 +44,8 @@ def reasons_against(port: int) -> list[str]:
         answer = connection.getresponse()
         if answer.status == http.client.OK:
             return []
-        return [str(each) for each in json.loads(answer.read(_MAX_ANSWER_BYTES))["reasons"]]
+        reasons = json.loads(answer.read(_MAX_ANSWER_BYTES))["reasons"]
+        return [str(each) for each in reasons] or [f"it answers {answer.status} without a reason"]
     finally:
         connection.close()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from contextvars import copy_context
+from functools import partial
+from threading import Event, Thread
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, PlatformCollector, ProcessCollector
@@ -25,12 +27,14 @@ async def run_monitored(worker: Worker, settings: Settings, *, owns_process: boo
     if owns_process:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-    watch = asyncio.create_task(_watch(_places(worker.app, settings), registry))
+    stopped = Event()
+    if places := _places(worker.app, settings):
+        watch = partial(copy_context().run, _watch, places, registry, stopped)
+        Thread(target=watch, name=f"certificates {worker.app.id}", daemon=True).start()
     try:
         await worker.run()
     finally:
-        watch.cancel()
-        await asyncio.wait((watch,))
+        stopped.set()
 
 
 def _places(app: App, settings: Settings) -> list[Place]:
@@ -38,10 +42,9 @@ def _places(app: App, settings: Settings) -> list[Place]:
     return places + (postgres_places(settings.postgres) if app.id in _USE_POSTGRES else [])
 
 
-async def _watch(places: Sequence[Place], registry: CollectorRegistry) -> None:
-    """At the start and once an hour. What cannot be read keeps the value it had."""
-    if not places:
-        return
+def _watch(places: Sequence[Place], registry: CollectorRegistry, stopped: Event) -> None:
+    """At the start and once an hour. What cannot be read keeps the value it had. In a thread that
+    nobody waits for, because what it reads may take its time."""
     expiry = Gauge(
         "ratestream_certificate_expiry_timestamp_seconds",
         "When a certificate expires, seconds since the epoch; of a file with several, the first. "
@@ -49,11 +52,13 @@ async def _watch(places: Sequence[Place], registry: CollectorRegistry) -> None:
         ["certificate"],
         registry=registry,
     )
-    while True:
+    while not stopped.is_set():
         for place in places:
-            found = await asyncio.to_thread(place.read)
+            found = place.read()
+            if stopped.is_set():
+                return
             if found.not_after is None:
                 log.warning("certificate_unknown", certificate=found.name, error=found.problem)
             else:
                 expiry.labels(found.name).set(found.not_after.timestamp())
-        await asyncio.sleep(_CERTIFICATES_SECONDS)
+        stopped.wait(_CERTIFICATES_SECONDS)

@@ -11,9 +11,12 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
@@ -73,6 +76,9 @@ _POSTGRES_URL = re.compile(
     rf"postgres(ql)?(\+asyncpg)?://([^@/?#\s]*@)?{_POSTGRES_HOST}(,{_POSTGRES_HOST})*"
     r"(/[^/?#\s]*)?(\?[^=&#\s]+=[^&#\s]*(&[^=&#\s]+=[^&#\s]*)*)?"
 )
+_BOOTSTRAP_SERVER = re.compile(
+    r"(\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]|[^][:@,/?#%\s]+):(?P<port>[0-9]{1,5})"
+)
 _ROLE_NAME_LENGTH = 63
 _MAX_PORT = 65_535
 
@@ -100,6 +106,31 @@ def _not_above(section: Section, lower: str, upper: str) -> None:
     low, high = getattr(section, lower), getattr(section, upper)
     if low > high:
         raise ValueError(f"{lower} is {low} and {upper} is {high}: it must not be above")
+
+
+def _check_tls_files(kafka: KafkaSettings, key_password: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority, certificate, key = (
+        kafka.ssl_ca_location,
+        kafka.ssl_certificate_location,
+        kafka.ssl_key_location,
+    )
+    if authority is not None and not Path(authority).is_dir():
+        with _naming("kafka.ssl_ca_location", authority):
+            context.load_verify_locations(authority)
+    if certificate is not None and key is not None:
+        with _naming("kafka.ssl_certificate_location", f"{certificate} or {key}"):
+            context.load_cert_chain(certificate, key, key_password)
+
+
+@contextmanager
+def _naming(setting: str, file: str) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLError as error:
+        raise SettingsError([f"{setting}: {file} is of no use: {_one_line(error)}"]) from error
+    except OSError as error:
+        raise SettingsError([f"{setting}: {file} cannot be read: {error.strerror}"]) from error
 
 
 def _port(default: int) -> Any:
@@ -158,16 +189,27 @@ class KafkaSettings(Section):
     )
 
     def config(self) -> KafkaConfig:
-        """For `KafkaBroker`, with the secrets in it."""
+        """For `KafkaBroker`, with the secrets in it. Raises `SettingsError` for a file that is of
+        no use: what librdkafka says of one does not say which."""
         from ratestream.streaming.kafka import KafkaConfig  # loads librdkafka: only when needed
 
-        return KafkaConfig(**_revealed(self))
+        revealed = _revealed(self)
+        if self.security_protocol in ("SSL", "SASL_SSL"):
+            _check_tls_files(self, revealed["ssl_key_password"] or "")
+        return KafkaConfig(**revealed)
 
     @field_validator("bootstrap_servers")
     @classmethod
     def _has_ports(cls, servers: str) -> str:
-        if not all(re.fullmatch(r"\S+:\d{1,5}", server.strip()) for server in servers.split(",")):
-            raise ValueError("must be host:port, or several separated by commas")
+        if "://" in servers:
+            raise ValueError("must be host:port, without a scheme; see security_protocol")
+        found = [_BOOTSTRAP_SERVER.fullmatch(server.strip()) for server in servers.split(",")]
+        if not all(found):
+            raise ValueError(
+                "must be host:port, or several separated by commas; an IPv6 address in brackets"
+            )
+        if not all(1 <= int(server["port"]) <= _MAX_PORT for server in found if server):
+            raise ValueError(f"a port must be from 1 to {_MAX_PORT}")
         return servers
 
     @model_validator(mode="after")
@@ -652,6 +694,13 @@ def variable(name: str) -> str:
     return ENV_PREFIX + name.replace(".", "__").upper()
 
 
+def runtime_folder() -> Path | None:
+    """This user's own folder for sockets, where nobody tidies up (`XDG_RUNTIME_DIR`), if there is
+    one."""
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    return folder if folder.is_absolute() and folder.is_dir() else None
+
+
 def shown(value: Any) -> Any:
     """A value as plain data that may be shown to anybody."""
     match value:
@@ -746,6 +795,8 @@ def _environment(problems: list[str]) -> _Variables:
             continue
         if each in found:
             problems.append(f"{setting}: set {found[each][1]} or {given}, not both")
+        elif not os.environ[given]:
+            problems.append(f"{setting} ({given}): names no file")
         elif (value := _value_in(Path(os.environ[given]), f"{setting} ({given})", problems)) != "":
             found[each] = (value, given)
     return found
@@ -754,6 +805,9 @@ def _environment(problems: list[str]) -> _Variables:
 def _value_in(path: Path, name: str, problems: list[str]) -> str:
     """Without the line's end; empty when there is a problem."""
     try:
+        if not S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            problems.append(f"{name}: {path} is no regular file")
+            return ""
         with path.open("rb") as file:
             content = file.read(_VALUE_FILE_BYTES + 1)
         value = content.decode().rstrip("\r\n")
@@ -800,7 +854,7 @@ def _flattened(data: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
 
 def _unknown_variables() -> list[str]:
     plain = [variable(name) for name in leaves()]
-    known = [*plain, *(f"{name}{_FILE_SUFFIX}" for name in plain)]
+    known = [CONFIG_VARIABLE, *plain, *(f"{name}{_FILE_SUFFIX}" for name in plain)]
     ours = sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
     return [
         f"{name} (environment variable): no such setting{_nearest(name.upper(), known)}"

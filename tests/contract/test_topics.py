@@ -8,6 +8,7 @@ import pytest
 
 from ratestream.streaming.types import (
     ConsumerConfig,
+    TopicConfig,
     TopicDescription,
     TopicPartition,
     TopicSpec,
@@ -50,6 +51,8 @@ def test_a_topic_is_described_as_it_was_made(
         topic_id=found.topic_id,
         partitions=3,
         replication_factor=1,
+    )
+    assert broker.topic_configs([topic])[topic] == TopicConfig(
         cleanup_policy=cleanup_policy,
         retention_ms=retention_ms,
         max_message_bytes=max_message_bytes,
@@ -60,6 +63,12 @@ def test_topics_that_do_not_exist_are_absent_from_the_description(broker, unique
     topic = unique_topic()
     assert list(broker.describe_topics([topic, f"missing-{uuid4().hex}"])) == [topic]
     assert broker.describe_topics([]) == {}
+
+
+def test_topics_that_do_not_exist_have_no_config(broker, unique_topic):
+    topic = unique_topic()
+    assert list(broker.topic_configs([topic, f"missing-{uuid4().hex}"])) == [topic]
+    assert broker.topic_configs([]) == {}
 
 
 def test_the_cluster_keeps_its_id(broker):

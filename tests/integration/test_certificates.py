@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -186,6 +188,76 @@ def test_postgres_shows_its_certificate_after_it_is_asked_for_tls(
     assert (refused.not_after, refused.problem) == (None, "the server does not speak TLS")
     assert found["postgres CA"].not_after is not None
     assert len(found) == 3
+
+
+def test_a_postgres_that_answers_with_an_error_is_not_said_to_speak_no_tls() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(b"Ecould not fork new process\n\0")
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            url = f"postgresql://me@127.0.0.1:{server.sockets[0].getsockname()[1]}/rates"
+            settings = PostgresSettings(url=SecretStr(url), ssl_mode="require")
+            (found,) = (await read_postgres(settings)).values()
+            assert found.problem == "the server does not answer whether it speaks TLS"
+
+    asyncio.run(main())
+
+
+WATCH = """
+import asyncio, sys
+from ratestream import certificates
+from ratestream.monitoring import run_monitored
+from ratestream.settings import KafkaSettings, Settings
+from ratestream.streaming import App, Worker, WorkerConfig
+from ratestream.streaming.local import LocalBroker
+
+async def main(hangs, certificate, folder, seconds, until):
+    certificates.READ_SECONDS = float(seconds)
+    files = {"ssl_ca_location": hangs, "ssl_certificate_location": certificate}
+    app = App("data_processor")
+    app.topic("in", value_type=str)
+    worker = Worker(app, LocalBroker(None), WorkerConfig(data_dir=folder))
+    settings = Settings(kafka=KafkaSettings(**files))
+    running = asyncio.create_task(run_monitored(worker, settings, owns_process=True))
+    name = "ratestream_certificate_expiry_timestamp_seconds"
+    while not (found := app.registry.get_sample_value(name, {"certificate": "kafka client"})):
+        await asyncio.sleep(0.1)
+        if until == "now":
+            break
+    worker.stop()
+    await running
+    print(found)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def watch_a_file_that_hangs(folder: Path, seconds: float, until: str) -> list[str]:
+    """Lines that a service prints, the last the expiry of its other certificate. It spends
+    `seconds` on reading the file that hangs, and is stopped "now" or once it knows the other."""
+    hangs = folder / "ca.pem"
+    os.mkfifo(hangs)
+    certificate, _ = expiring(folder, SOON)
+    arguments = [str(hangs), str(certificate), str(folder), str(seconds), until]
+    command = [sys.executable, "-c", WATCH, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.splitlines()
+
+
+def test_a_file_that_hangs_keeps_nobody_from_the_other_certificates(tmp_path: Path) -> None:
+    *log, expiry = watch_a_file_that_hangs(tmp_path, seconds=0.5, until="known")
+    assert expiry == str(SOON.timestamp())
+    (unknown,) = [line for line in log if "certificate_unknown" in line]
+    assert "kafka CA" in unknown
+    assert "nothing was read within" in unknown
+
+
+def test_a_file_that_hangs_does_not_keep_the_service_from_ending(tmp_path: Path) -> None:
+    assert watch_a_file_that_hangs(tmp_path, seconds=3600, until="now")[-1] == "None"
 
 
 @pytest.mark.kafka

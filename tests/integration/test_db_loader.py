@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_quotes_and_averages_are_stored(empty_database: str) -> None:
 def test_the_size_of_the_database_and_its_connections_are_measured(empty_database: str) -> None:
     async def main() -> None:
         async with AppTester(loader(empty_database)) as tester:
-            while not metric(tester.app, "ratestream_database_size_bytes"):
+            while math.isnan(metric(tester.app, "ratestream_database_size_bytes")):
                 await asyncio.sleep(0.01)
             (row,) = await fetch(empty_database, "SELECT pg_database_size(current_database()) AS n")
             size = metric(tester.app, "ratestream_database_size_bytes")
@@ -79,6 +80,12 @@ def test_the_size_of_the_database_and_its_connections_are_measured(empty_databas
             assert metric(tester.app, "ratestream_database_connections") >= 1
 
     asyncio.run(main())
+
+
+def test_a_database_that_was_not_measured_has_no_size() -> None:
+    app = loader("postgresql://nobody@127.0.0.1:1/nowhere")
+    assert math.isnan(metric(app, "ratestream_database_size_bytes"))
+    assert math.isnan(metric(app, "ratestream_database_connections"))
 
 
 def test_a_repeated_record_changes_nothing(empty_database: str) -> None:
@@ -134,11 +141,15 @@ def test_a_restart_of_postgres_loses_nothing(tmp_path: Path) -> None:
         async with AppTester(loader(server.url)) as tester:
             await tester.send("processed-data", quote(1), key="USDRUB")
             await tester.settle()
+            while math.isnan(metric(tester.app, "ratestream_database_size_bytes")):
+                await asyncio.sleep(0.01)
             await asyncio.to_thread(server.stop)
             for offset in range(1, 50):
                 await tester.send("processed-data", quote(offset), key="USDRUB")
             while metric(tester.app, "ratestream_database_up"):
                 await asyncio.sleep(0.01)
+            assert math.isnan(metric(tester.app, "ratestream_database_size_bytes"))
+            assert math.isnan(metric(tester.app, "ratestream_database_connections"))
             async with httpx.AsyncClient(base_url=tester.worker.address) as client:
                 answer = await client.get("/health/ready")
             assert answer.status_code == 503

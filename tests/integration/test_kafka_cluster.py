@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # exported in fact
 
 from ratestream.streaming.errors import BrokerError, MessageTooLargeError
-from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
+from ratestream.streaming.kafka import KafkaBroker, KafkaConfig, KafkaConsumer
 from ratestream.streaming.types import (
     ConsumerConfig,
     OutgoingRecord,
     ProducerConfig,
     TopicPartition,
     TopicSpec,
+    Watermarks,
 )
-from tests.support.brokers import read, send
+from tests.support.brokers import patiently, read, send, values
 from tests.support.kafka_servers import KafkaCluster, start_kafka
 
 pytestmark = pytest.mark.kafka
@@ -99,3 +102,26 @@ def test_nothing_acknowledged_is_lost_with_one_of_three_brokers(three_brokers):
     consumer.close()
     producer.close()
     broker.close()
+
+
+def test_a_kafka_that_was_killed_can_be_asked_again(kafka_address):
+    """Its partitions then have a new leader epoch, which a client that lived on does not know."""
+    quotes = TopicPartition("quotes", 0)
+    with start_kafka() as kafka, closing(KafkaBroker(KafkaConfig(kafka.bootstrap))) as broker:
+        broker.create_topics([TopicSpec("quotes", partitions=1)])
+        send(broker, *values("quotes", 0, "1.0", "1.1"))
+        with closing(broker.consumer(ConsumerConfig())) as consumer:
+            assert consumer.watermarks(quotes) == Watermarks(0, 2)
+            kafka.kill(1)
+            kafka.start_again()
+            assert eventual_watermarks(consumer, quotes) == Watermarks(0, 2)
+
+
+def eventual_watermarks(consumer: KafkaConsumer, partition: TopicPartition) -> Watermarks | None:
+    """As soon as it has a leader."""
+    for _ in patiently():
+        try:
+            return consumer.watermarks(partition)
+        except BrokerError:
+            time.sleep(0.2)
+    return None

@@ -6,11 +6,11 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
-from ratestream.streaming.errors import DeliveryError
+from ratestream.streaming.errors import BrokerError, DeliveryError
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
 from ratestream.streaming.types import (
     ConsumerConfig,
@@ -71,6 +71,42 @@ def test_what_is_not_acknowledged_in_time_has_failed(port, broker):
         producer.close()
 
 
+def test_an_outage_ends_with_the_next_connection_and_not_with_a_client(port, broker):
+    with tansu_process(port):
+        broker.create_topics([TopicSpec("quotes", partitions=1)])
+        consumer = broker.consumer(ConsumerConfig())
+        consumer.assign({QUOTES: 0})
+        wait_until(lambda: consumer.poll(10, 0.05) == [] and consumer.position(QUOTES) == 0)
+    wait_until(lambda: consumer.poll(10, 0.05) == [] and not broker.is_reachable())
+    consumer.close()
+    assert not broker.is_reachable()
+    with tansu_process(port):
+        consumer = broker.consumer(ConsumerConfig())
+        wait_until(lambda: consumer.poll(10, 0.05) == [] and broker.is_reachable())
+        consumer.close()
+
+
+def test_an_outage_ends_for_who_only_produces(port, broker):
+    with tansu_process(port):
+        broker.create_topics([TopicSpec("quotes", partitions=1)])
+        producer = broker.producer(ProducerConfig(delivery_timeout=1.0))
+        producer.send([QUOTE])
+        producer.flush()
+    producer.send([QUOTE])
+    with pytest.raises(DeliveryError):
+        producer.flush()
+    producer.close()
+    assert not broker.is_reachable()
+    with tansu_process(port):
+        broker.create_topics([TopicSpec("quotes", partitions=1)])
+        producer = broker.producer(ProducerConfig())
+        producer.send([QUOTE])
+        producer.flush()
+        assert broker.is_reachable()
+        producer.close()
+        assert broker.is_reachable()
+
+
 def test_an_outage_is_told_once_and_so_is_its_end(port, broker, caplog):
     caplog.set_level(logging.INFO)
     consumer = broker.consumer(ConsumerConfig())
@@ -95,3 +131,40 @@ def test_an_outage_is_told_once_and_so_is_its_end(port, broker, caplog):
         "reachable again",
     ]
     assert all(f"127.0.0.1:{port}" in line for line in told)
+
+
+def test_an_outage_is_seen_although_a_client_is_not_polled(port, broker):
+    with tansu_process(port):
+        broker.create_topics([TopicSpec("quotes", partitions=1)])
+        consumer, idle = (broker.consumer(ConsumerConfig()) for _ in range(2))
+        for each in (consumer, idle):
+            each.assign({QUOTES: 0})
+            each.poll(10, 2.0)  # long enough for its first statistics
+    wait_until(lambda: consumer.poll(10, 0.05) == [] and not broker.is_reachable())
+    consumer.close()
+    idle.close()
+
+
+def test_a_commit_during_an_outage_ends_and_so_does_the_consumer(port):
+    broker = KafkaBroker(KafkaConfig(f"127.0.0.1:{port}", request_timeout=2.0))
+    with tansu_process(port):
+        broker.create_topics([TopicSpec("quotes", partitions=1)])
+        consumer = broker.consumer(ConsumerConfig(group="loader", session_timeout=2.0))
+        consumer.subscribe(["quotes"], Owner())
+        wait_until(lambda: consumer.poll(10, 0.05) == [] and bool(consumer.assignment()))
+        consumer.commit({QUOTES: 1})
+    with pytest.raises(BrokerError, match=r"a commit of group loader within request_timeout=2.0 s"):
+        consumer.commit({QUOTES: 2})
+    consumer.close()
+    broker.close()
+
+
+class Owner:
+    """Takes what the group gives it."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        return {}
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None: ...

@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -17,8 +18,10 @@ import pytest
 from ratestream.streaming import (
     AccessError,
     App,
+    AuthorizationError,
     ConfigurationError,
     ConsumerConfig,
+    ProducerConfig,
     Stream,
     TopicPartition,
     TopicSpec,
@@ -26,8 +29,9 @@ from ratestream.streaming import (
     WorkerConfig,
 )
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
-from tests.support.brokers import patiently, read, send, values
+from tests.support.brokers import PATIENCE_SECONDS, patiently, read, send, values
 from tests.support.certificates import Authority
+from tests.support.half_servers import tls_server
 from tests.support.postgres import fetch
 from tests.support.processes import ServiceProcess
 from tests.support.secure_kafka import ADMIN, SecureKafka, password_of, start_secure_kafka
@@ -37,12 +41,11 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
 USER = "data_aggregator"
 
 # As docs/security.md has them.
-DESCRIBE = ["DESCRIBE", "DESCRIBE_CONFIGS"]
-READ, WRITE = ["READ", "DESCRIBE_CONFIGS"], ["WRITE", "DESCRIBE_CONFIGS"]
+READ, WRITE = ["READ"], ["WRITE"]
 CHANGELOG = "data-aggregator-windows-changelog"
 TOPICS = ("src-data", "processed-data", "aggregated-data", CHANGELOG, "dead-letter")
 NEEDS: dict[str, dict[str, list[str]]] = {
-    "topics": {name: ["CREATE", *DESCRIBE] for name in TOPICS},
+    "topics": {name: ["CREATE", "DESCRIBE"] for name in TOPICS},
     "data_requester": {"src-data": [*READ, *WRITE], "dead-letter": WRITE},
     "data_processor": {"src-data": READ, "processed-data": WRITE, "dead-letter": WRITE},
     "data_aggregator": {
@@ -75,9 +78,11 @@ def admin(secure: SecureKafka) -> Iterator[KafkaBroker]:
 
 
 class Sums:
-    """An app that has everything that needs access: input, output, a table, and a group."""
+    """An app that has everything that needs access: input, output, a table, and a group. Close it
+    when its workers have ended."""
 
     def __init__(self, admin: KafkaBroker) -> None:
+        self._brokers = ExitStack()
         self.name = f"sums-{uuid4().hex[:8]}"
         self.input, self.output = f"{self.name}-in", f"{self.name}-out"
         self.changelog = f"{self.name}-total-changelog"
@@ -102,9 +107,9 @@ class Sums:
     @property
     def needs(self) -> dict[tuple[str, str], list[str]]:
         return {
-            ("topic", self.input): ["READ", "DESCRIBE_CONFIGS"],
-            ("topic", self.output): ["WRITE", "DESCRIBE_CONFIGS"],
-            ("topic", self.changelog): ["READ", "WRITE", "DESCRIBE_CONFIGS"],
+            ("topic", self.input): ["READ"],
+            ("topic", self.output): ["WRITE"],
+            ("topic", self.changelog): ["READ", "WRITE"],
             ("group", self.name): ["READ"],
         }
 
@@ -114,16 +119,11 @@ class Sums:
                 secure.allow(USER, kind, name, *operations)
 
     def worker(self, config: KafkaConfig, folder: Path) -> Worker:
-        settings = WorkerConfig(
-            data_dir=str(folder),
-            create_topics=False,
-            session_timeout=6.0,
-            heartbeat_interval=0.3,
-            delivery_timeout=5.0,
-            retry_backoff_min=0.1,
-            retry_backoff_max=0.5,
-        )
-        return Worker(self.app, KafkaBroker(config), settings)
+        broker = self._brokers.enter_context(closing(KafkaBroker(config)))
+        return Worker(self.app, broker, settings_in(folder))
+
+    def close(self) -> None:
+        self._brokers.close()
 
     def put(self, *numbers: int) -> None:
         send(self.admin, *values(self.input, 0, *map(str, numbers)))
@@ -135,6 +135,24 @@ class Sums:
         with closing(self.admin.consumer(ConsumerConfig())) as consumer:
             consumer.assign({TopicPartition(self.output, 0): 0})
             assert [record.value for record in read(consumer, len(sums))] == sums
+
+
+@pytest.fixture
+def sums(admin: KafkaBroker) -> Iterator[Sums]:
+    with closing(Sums(admin)) as sums:
+        yield sums
+
+
+def settings_in(folder: Path) -> WorkerConfig:
+    return WorkerConfig(
+        data_dir=str(folder),
+        create_topics=False,
+        session_timeout=6.0,
+        heartbeat_interval=0.3,
+        delivery_timeout=5.0,
+        retry_backoff_min=0.1,
+        retry_backoff_max=0.5,
+    )
 
 
 @asynccontextmanager
@@ -150,7 +168,7 @@ async def working(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
 def error_of(worker: Worker) -> str:
     """What ends it, in one line."""
     with pytest.raises(ConfigurationError) as caught:
-        asyncio.run(worker.run())
+        asyncio.run(asyncio.wait_for(worker.run(), PATIENCE_SECONDS))
     text = str(caught.value)
     assert "\n" not in text
     assert password_of(USER) not in text
@@ -165,8 +183,7 @@ LOGINS: dict[str, Callable[[SecureKafka], KafkaConfig]] = {
 
 
 @pytest.mark.parametrize("login", LOGINS)
-def test_an_app_with_a_table_works(secure, admin, tmp_path, login):
-    sums = Sums(admin)
+def test_an_app_with_a_table_works(secure, sums, tmp_path, login):
     sums.allow(secure)
     sums.put(1, 2, 3)
 
@@ -177,8 +194,7 @@ def test_an_app_with_a_table_works(secure, admin, tmp_path, login):
     asyncio.run(scenario())
 
 
-def test_a_table_is_restored_with_the_rights_of_the_app(secure, admin, tmp_path):
-    sums = Sums(admin)
+def test_a_table_is_restored_with_the_rights_of_the_app(secure, sums, tmp_path):
     sums.allow(secure)
     sums.put(1, 2)
 
@@ -245,19 +261,17 @@ REFUSALS: dict[str, tuple[Callable[[SecureKafka, Path], KafkaConfig], list[str]]
 
 @pytest.mark.parametrize("reason", REFUSALS)
 def test_a_refused_connection_ends_the_worker_and_says_what_to_check(
-    secure, admin, tmp_path, reason, caplog
+    secure, sums, tmp_path, reason, caplog
 ):
     caplog.set_level(logging.DEBUG)
     config, words = REFUSALS[reason]
-    sums = Sums(admin)
     text = error_of(sums.worker(config(secure, tmp_path / "other"), tmp_path))
     assert [word for word in words if word not in text] == [], text
     assert password_of(USER) not in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["input", "output", "changelog", "group"])
-def test_what_no_acl_allows_ends_the_worker_and_is_named(secure, admin, tmp_path, missing):
-    sums = Sums(admin)
+def test_what_no_acl_allows_ends_the_worker_and_is_named(secure, sums, tmp_path, missing):
     kind, name = {
         "input": ("topic", sums.input),
         "output": ("topic", sums.output),
@@ -273,19 +287,17 @@ def test_what_no_acl_allows_ends_the_worker_and_is_named(secure, admin, tmp_path
 
 
 @pytest.mark.parametrize("end", ["input", "output"])
-def test_a_topic_that_may_only_be_described_ends_the_worker(secure, admin, tmp_path, end):
-    sums = Sums(admin)
+def test_a_topic_that_may_only_be_described_ends_the_worker(secure, sums, tmp_path, end):
     name = getattr(sums, end)
     sums.allow(secure, without=("topic", name))
-    secure.allow(USER, "topic", name, "DESCRIBE", "DESCRIBE_CONFIGS")
+    secure.allow(USER, "topic", name, "DESCRIBE")
     sums.put(1)
     text = error_of(sums.worker(secure.with_password(USER), tmp_path))
     assert name in text
     assert "user 'data_aggregator' is not allowed to" in text
 
 
-def test_what_is_forbidden_later_is_waited_for(secure, admin, tmp_path):
-    sums = Sums(admin)
+def test_what_is_forbidden_later_is_waited_for(secure, sums, tmp_path):
     sums.allow(secure)
     sums.put(1)
 
@@ -307,12 +319,115 @@ def test_what_is_forbidden_later_is_waited_for(secure, admin, tmp_path):
     asyncio.run(scenario())
 
 
+@pytest.fixture
+def writers(admin: KafkaBroker) -> dict[str, App]:
+    """Apps without a table, by how they send; each may do anything but that."""
+    passing, polling = App(f"passing-{uuid4().hex[:8]}"), App(f"polling-{uuid4().hex[:8]}")
+    numbers = passing.topic(f"{passing.id}-in", value_type=int)
+    passed = passing.topic(f"{passing.id}-out", value_type=int)
+    polled = polling.topic(f"{polling.id}-out", value_type=int)
+    polling.leader_topic = polled
+
+    @passing.agent(numbers)
+    async def pass_on(stream: Stream[int]) -> None:
+        async for number in stream:
+            await passed.send(key="all", value=number)
+
+    @polling.timer(0.2, on_leader=True)
+    async def poll() -> None:
+        await polled.send(key="all", value=1)
+
+    writers = {"an agent": passing, "a timer": polling}
+    for app in writers.values():
+        admin.create_topics([replace(spec, partitions=1) for spec in app.topic_specs()])
+    return writers
+
+
+def allow(secure: SecureKafka, app: App, *operations: str) -> None:
+    for topic in app.topics:
+        secure.allow(USER, "topic", topic, *operations)
+    secure.allow(USER, "group", app.id, "READ")
+
+
+@pytest.mark.parametrize("writer", ["an agent", "a timer"])
+def test_who_may_never_write_ends(secure, admin, writers, tmp_path, writer):
+    app = writers[writer]
+    allow(secure, app, "READ")
+    send(admin, *[each for topic in app.topics for each in values(topic, 0, "1")])
+    with closing(KafkaBroker(secure.with_password(USER))) as broker:
+        text = error_of(Worker(app, broker, settings_in(tmp_path)))
+    assert "user 'data_aggregator' is not allowed to" in text
+
+
+@pytest.mark.parametrize("writer", ["an agent", "a timer"])
+def test_who_may_not_write_any_more_waits(secure, admin, writers, tmp_path, writer):
+    app = writers[writer]
+    allow(secure, app, "READ", "WRITE")
+    out = f"{app.id}-out"
+
+    def write() -> None:
+        if app.agents:
+            send(admin, *values(app.agents[0].topic.name, 0, "1"))
+
+    def count() -> float:
+        return app.registry.get_sample_value("ratestream_records_out_total", {"topic": out}) or 0.0
+
+    async def scenario(broker: KafkaBroker) -> None:
+        worker = Worker(app, broker, settings_in(tmp_path))
+        async with working(worker) as task:
+            await asyncio.to_thread(write)
+            await until(lambda: count() > 0)
+            secure.forbid(USER)
+            allow(secure, app, "READ")
+            await asyncio.to_thread(write)
+            await until(lambda: "is not allowed to" in str(worker.readiness()))
+            await asyncio.sleep(2.0)  # some more refusals
+            assert not task.done()
+            before = count()
+            allow(secure, app, "WRITE")
+            await until(lambda: count() > before and worker.readiness() == [])
+
+    with closing(KafkaBroker(secure.with_password(USER))) as broker:
+        asyncio.run(scenario(broker))
+
+
+def test_a_producer_that_may_not_write_is_closed_in_silence(secure, sums):
+    secure.allow(USER, "topic", sums.output, "DESCRIBE")
+    with closing(KafkaBroker(secure.with_password(USER))) as broker:
+        producer = broker.producer(ProducerConfig())
+        time.sleep(3.0)  # librdkafka asks by itself for what it may not have
+        producer.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in patiently():
+        if condition():
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail("it never came")
+
+
+def test_one_server_among_others_that_is_not_trusted_ends_nothing(secure, tmp_path):
+    stranger = Authority(tmp_path / "other").issue("kafka", "127.0.0.1")
+    with tls_server(stranger) as address:
+        for servers in ("{0},{1}", "{1},{0}", "{0},{1}", "{1},{0}"):  # librdkafka begins anywhere
+            config = secure.with_password(ADMIN)
+            both = servers.format(address, config.bootstrap_servers)
+            with closing(KafkaBroker(replace(config, bootstrap_servers=both))) as broker:
+                assert broker.cluster_id()
+
+
 def test_a_new_password_is_told_as_a_refusal_and_not_as_an_outage(secure, caplog):
     broker = KafkaBroker(secure.with_password("db_loader"))
     consumer = broker.consumer(ConsumerConfig())
     broker.cluster_id()
     secure.set_password("db_loader", "another")
     secure.cluster.kill(1)
+    for _ in patiently():
+        consumer.poll(1, timeout=0.1)
+        if broker.trouble():
+            break
+    assert "refuses" not in (broker.trouble() or "")
     secure.cluster.start_again()
     for _ in patiently():
         consumer.poll(1, timeout=0.1)
@@ -376,6 +491,11 @@ def test_the_services_work_with_the_acls_that_are_documented(secure, admin, serv
         broker.create_topics([TopicSpec(CHANGELOG, 2, cleanup_policy="compact", retention_ms=-1)])
         broker.create_topics([TopicSpec("dead-letter", 2)])
         assert broker.describe_topics(TOPICS).keys() == set(TOPICS)
+        with pytest.raises(AuthorizationError, match="the configs of topic"):
+            broker.topic_configs(TOPICS)
+        for topic in TOPICS:
+            secure.allow("topics", "topic", topic, "DESCRIBE_CONFIGS")
+        assert broker.topic_configs(TOPICS).keys() == set(TOPICS)
     send(admin, *values("src-data", 0, "not a snapshot"))
     for service in services.values():
         if service.process is None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from ratestream.operations.checks import disk
+from ratestream.operations.checks import disk, room, skew
 from ratestream.operations.deployment import Deployment
 from ratestream.operations.findings import Severity
 from ratestream.settings import SERVICES, Settings
@@ -25,6 +27,7 @@ from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
 from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.types import OutgoingRecord, TopicSpec
 from tests.support.brokers import send
+from tests.support.half_servers import serving
 from tests.support.kafka_servers import free_port, start_kafka
 from tests.support.postgres import execute, fetch
 from tests.support.processes import ServiceProcess
@@ -142,6 +145,28 @@ def test_a_kafka_that_does_not_answer_is_one_line(nowhere: Command) -> None:
     assert (done.returncode, done.stdout) == (1, "at Kafka 127.0.0.1:1\n")
     (line,) = done.stderr.splitlines()
     assert line.startswith("ratestream: Kafka at 127.0.0.1:1")
+    assert line.endswith("; start Kafka, or correct kafka.bootstrap_servers")
+
+
+def test_a_server_that_is_no_kafka_is_told(nowhere: Command) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(1024)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with serving(answer) as address:
+        done = nowhere.having(RATESTREAM_KAFKA__BOOTSTRAP_SERVERS=address)("topics", "check")
+    assert "what answers does not speak as Kafka does; check bootstrap_servers" in done.stderr
+
+
+def test_a_file_for_tls_that_is_not_there_is_told(nowhere: Command) -> None:
+    secure = nowhere.having(
+        RATESTREAM_KAFKA__SECURITY_PROTOCOL="SSL",
+        RATESTREAM_KAFKA__SSL_CA_LOCATION="/no/such.pem",
+    )
+    told = "kafka.ssl_ca_location: /no/such.pem cannot be read: No such file or directory"
+    done = secure("topics", "check")
+    assert (done.returncode, done.stderr) == (1, f"ratestream: {told}\n")
+    assert f"wrong kafka: {told}" in secure.lines("doctor", code=1)
 
 
 # db
@@ -167,9 +192,14 @@ def test_missing_grants_are_found_and_given(nowhere: Command, database_url: str)
     lines = ratestream.lines("db", "check", code=1)
     assert any(each.startswith("wrong grants: ") and "SELECT" in each for each in lines)
     granted = ratestream.lines("db", "upgrade")
-    assert "operations_gateway may do what it needs, and nothing else" in granted
+    assert "operations_gateway may do what they need, and nothing else" in granted
     lines = ratestream.lines("db", "check")
-    assert "ok grants: operations_gateway may do what they need" in lines
+    assert "ok grants: operations_gateway may do what they need, and nothing else" in lines
+    asyncio.run(execute(database_url, "GRANT pg_write_all_data TO operations_gateway"))
+    (told,) = ratestream.lines("db", "upgrade")[2:]
+    assert told.startswith("postgres.gateway_role: operations_gateway also has INSERT on ")
+    (warned,) = (each for each in ratestream.lines("db", "check") if "grants" in each)
+    assert warned.startswith("warning grants: postgres.gateway_role: operations_gateway also has")
 
 
 def test_a_schema_of_a_newer_version_is_told(nowhere: Command, database_url: str) -> None:
@@ -183,7 +213,10 @@ def test_a_postgres_that_does_not_answer_is_one_line(nowhere: Command) -> None:
     done = nowhere("db", "check")
     assert (done.returncode, done.stdout) == (1, "at Postgres 127.0.0.1:1/rates\n")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("ratestream: no connection to Postgres: ")
+    assert line == (
+        "ratestream: no connection to Postgres: 127.0.0.1:1: Connection refused; start Postgres, "
+        "or correct postgres.url"
+    )
 
 
 # dead letters
@@ -259,6 +292,8 @@ def test_a_letter_cannot_steer_the_terminal(ratestream: Command, kafka: str) -> 
     "arguments",
     [
         ("list", "--since", "yesterday"),
+        ("list", "--since", "999999d"),
+        ("list", "--since", "٣d"),
         ("list", "--limit", "0"),
         ("replay",),
         ("replay", "1:1", "--all"),
@@ -277,8 +312,8 @@ def test_doctor_says_what_is_away(nowhere: Command) -> None:
     assert lines[0] == "at Kafka 127.0.0.1:1 and Postgres 127.0.0.1:1/rates"
     for start in (
         *("wrong kafka: Kafka at 127.0.0.1:1", "wrong postgres: no connection to Postgres: "),
-        *("skipped topics: cannot be looked at: Kafka", "skipped lag: cannot be looked at: Kafka"),
-        *("skipped clocks: cannot be looked at: no connection", "ok disk: "),
+        *("skipped topics: see kafka", "skipped lag: see kafka"),
+        *("skipped clocks: see kafka and postgres", "ok disk: "),
     ):
         assert any(each.startswith(start) for each in lines), start
     assert not any("hunter2" in each for each in lines)
@@ -346,6 +381,51 @@ def test_doctor_takes_the_address_of_services(nowhere: Command) -> None:
     assert "does not answer at http://127.0.0.1:1/db_loader" in line
 
 
+@pytest.mark.parametrize("address", ["foo", "http://127.0.0.1:1", "ftp://{service}", "http://"])
+def test_doctor_refuses_what_is_no_address(address: str, nowhere: Command) -> None:
+    done = nowhere("doctor", "--address", address)
+    assert (done.returncode, "is no address of every service" in done.stderr) == (2, True)
+
+
+def test_doctor_knows_a_service_from_another(nowhere: Command, tmp_path: Path) -> None:
+    service = ServiceProcess("demo_server", "127.0.0.1:1", tmp_path / "service").start()
+    try:
+        doctor = nowhere.having(RATESTREAM_DATA_PROCESSOR__PORT=str(service.port))
+        deadline = time.monotonic() + RESET_SECONDS
+        told = f"data_processor: demo_server answers at http://127.0.0.1:{service.port}: say with "
+        while told not in (output := doctor("doctor").stdout):
+            assert time.monotonic() < deadline, output
+    finally:
+        service.kill()
+
+
+@pytest.mark.parametrize(
+    ("free", "severity"),
+    [
+        *((100, Severity.OK), (16, Severity.OK), (15, Severity.WARNING)),
+        *((5, Severity.WARNING), (4, Severity.WRONG), (0, Severity.WRONG)),
+    ],
+)
+def test_a_disk_needs_room(free: int, severity: Severity) -> None:
+    assert room(Path("here"), free, 100).severity is severity
+
+
+@pytest.mark.parametrize(
+    ("ahead", "uncertainty", "severity"),
+    [
+        *((1.0, 0.0, Severity.OK), (1.1, 0.0, Severity.WARNING), (-1.1, 0.0, Severity.WARNING)),
+        *((1.1, 0.1, Severity.OK), (-1.1, 0.1, Severity.OK), (0.1, 5.0, Severity.OK)),
+        *((30.0, 0.0, Severity.WARNING), (30.1, 0.0, Severity.WRONG)),
+        (30.1, 0.2, Severity.WARNING),
+    ],
+)
+def test_clocks_differ_by_more_than_can_be_measured(
+    ahead: float, uncertainty: float, severity: Severity
+) -> None:
+    found = skew("a clock", timedelta(seconds=ahead), timedelta(seconds=uncertainty))
+    assert found.severity is severity
+
+
 def test_doctor_asks_sources_when_told(nowhere: Command) -> None:
     source = "[{kind: demo, url: 'http://127.0.0.1:1', max_retries: 0}]"
     asking = nowhere.having(RATESTREAM_DATA_REQUESTER__SOURCES=source)
@@ -372,4 +452,53 @@ def test_results_can_be_read_by_machines(nowhere: Command) -> None:
 def test_an_unclaimed_database_is_no_fault(nowhere: Command, database_url: str) -> None:
     assert asyncio.run(fetch(database_url, "SELECT * FROM origin_cluster")) == []
     lines = nowhere.having(RATESTREAM_POSTGRES__URL=database_url).lines("db", "check")
-    assert lines[-1] == "1 ok"
+    assert lines[-2:] == ["ok cluster: there are no rows of any Kafka cluster yet", "2 ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (("topics", "create"), "RATESTREAM_KAFKA__BOOTSTRAP_SERVERS"),
+        (("db", "upgrade"), "RATESTREAM_POSTGRES__URL"),
+        (("dead-letter", "replay", "0:0"), "RATESTREAM_KAFKA__BOOTSTRAP_SERVERS"),
+    ],
+)
+def test_nothing_is_changed_on_servers_that_nobody_named(
+    arguments: tuple[str, ...], variables: str, tmp_path: Path
+) -> None:
+    done = Command(tmp_path)(*arguments)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"ratestream: no ratestream up runs in {tmp_path}/.ratestream, and ")
+    assert line.endswith(f"set {variables}")
+
+
+def test_what_only_looks_says_that_the_servers_are_the_defaults(tmp_path: Path) -> None:
+    done = Command(tmp_path, RATESTREAM_KAFKA__REQUEST_TIMEOUT="0.5")("topics", "check")
+    assert done.stdout.splitlines()[0] == (
+        f"no ratestream up runs in {tmp_path}/.ratestream; at Kafka 127.0.0.1:9092 (default)"
+    )
+
+
+def test_a_url_without_a_host_is_shown_so(nowhere: Command) -> None:
+    done = nowhere.having(RATESTREAM_POSTGRES__URL="postgresql:///rates")("db", "check")
+    assert done.stdout.splitlines()[0] == "at Postgres (default host)/rates"
+
+
+def test_output_that_cannot_be_written_is_one_line(
+    nowhere: Command, database_url: str, tmp_path: Path
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "db", "check"],
+            cwd=tmp_path,
+            env={**os.environ, "RATESTREAM_POSTGRES__URL": database_url},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "ratestream: cannot write what there is to print: [Errno 28] No space left on device\n",
+    )

@@ -259,8 +259,10 @@ def test_the_cluster_is_told_to_those_who_may_see_it(deployment: Deployment) -> 
         await upgrade(deployment.as_owner, deployment.roles)
         async with opened(deployment.as_loader) as database:
             await Writer(database).claim_cluster("one")
-        assert (await check(deployment.as_owner)).cluster_id == "one"
-        assert (await check(deployment.as_gateway)).cluster_id is None
+        state = await check(deployment.as_owner)
+        assert (state.cluster_id, state.sees_cluster) == ("one", True)
+        state = await check(deployment.as_gateway)
+        assert (state.cluster_id, state.sees_cluster) == (None, False)
 
     asyncio.run(main())
 
@@ -286,16 +288,61 @@ def test_the_owner_is_not_restricted(deployment: Deployment) -> None:
     asyncio.run(main())
 
 
-def test_whoever_may_not_grant_is_told_what_is_lacking(deployment: Deployment) -> None:
+def test_whoever_does_not_own_the_tables_is_told_who_does(deployment: Deployment) -> None:
+    async def main() -> None:
+        roles = Roles(gateway=deployment.gateway)
+        await upgrade(deployment.as_owner, deployment.roles)
+        for grants in ("SELECT", f'GRANT DELETE ON quotes TO "{deployment.gateway}"'):
+            await execute(deployment.as_owner, grants)
+            with pytest.raises(
+                DatabaseAccessError,
+                match=f"{deployment.loader} does not own the tables .*: only {deployment.owner}",
+            ):
+                await upgrade(deployment.as_loader, roles)
+
+    asyncio.run(main())
+
+
+def test_what_a_role_has_beyond_its_need_is_named(deployment: Deployment) -> None:
+    async def main() -> None:
+        loader, gateway = deployment.loader, deployment.gateway
+        await upgrade(deployment.as_owner, deployment.roles)
+        assert (await check(deployment.as_owner, deployment.roles)).excess == ()
+        await execute(
+            deployment.as_owner,
+            f'GRANT DELETE ON quotes TO "{gateway}"; GRANT CREATE ON SCHEMA public TO "{gateway}";'
+            f'GRANT SELECT (value), UPDATE (value) ON quotes TO "{loader}"',
+        )
+        state = await check(deployment.as_owner, deployment.roles)
+        assert state.excess == (
+            f"postgres.loader_role: {loader} also has SELECT on quotes.value, "
+            "UPDATE on quotes.value",
+            f"postgres.gateway_role: {gateway} also has DELETE on quotes, CREATE on the schema",
+        )
+        await upgrade(deployment.as_owner, deployment.roles)
+        assert (await check(deployment.as_owner, deployment.roles)).excess == ()
+
+    asyncio.run(main())
+
+
+def test_what_a_role_has_from_another_role_is_named_too(deployment: Deployment) -> None:
+    async def main() -> None:
+        await execute(deployment.admin_url, f'GRANT pg_write_all_data TO "{deployment.gateway}"')
+        await upgrade(deployment.as_owner, deployment.roles)
+        (line,) = (await check(deployment.as_owner, deployment.roles)).excess
+        assert "UPDATE on quotes" in line
+
+    asyncio.run(main())
+
+
+def test_a_role_that_may_do_anything_is_named(deployment: Deployment) -> None:
     async def main() -> None:
         await upgrade(deployment.as_owner)
-        roles = Roles(gateway=deployment.gateway)
-        granted = f'GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{deployment.loader}"'
-        await execute(deployment.as_owner, granted)
-        with pytest.raises(
-            DatabaseAccessError, match=r"gateway_role: .* lacks .* may not grant it"
-        ):
-            await upgrade(deployment.as_loader, roles)
+        state = await check(deployment.as_owner, Roles(loader=deployment.owner))
+        assert state.excess == (
+            f"postgres.loader_role: {deployment.owner} owns the tables, or is a superuser, and may "
+            "do anything with them",
+        )
 
     asyncio.run(main())
 

@@ -141,9 +141,30 @@ def test_another_name_is_refused(server: TcpPostgres, ca_file: str) -> None:
 def test_a_server_without_tls_is_refused(server_without_tls: TcpPostgres) -> None:
     settings = connection(server_without_tls.url("plain"), ssl_mode="require")
     assert refusal(settings) == (
-        "no access to Postgres: the server has no TLS, and postgres.ssl_mode or the url's sslmode "
-        "asks for it"
+        "no access to Postgres: the server has no TLS, or is no Postgres; postgres.ssl_mode or the "
+        "url's sslmode asks for TLS"
     )
+
+
+def test_a_server_that_cannot_start_a_process_is_not_a_refusal() -> None:
+    """Postgres then answers the question for TLS with an error, in plain text."""
+
+    async def main() -> None:
+        async with await asyncio.start_server(answer_with_an_error, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            url = f"postgresql://plain@127.0.0.1:{port}/postgres"
+            await encryption(connection(url, ssl_mode="require"))
+
+    with pytest.raises(DatabaseUnavailableError, match="no connection to Postgres") as caught:
+        asyncio.run(main())
+    assert not isinstance(caught.value, DatabaseAccessError)
+
+
+async def answer_with_an_error(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readexactly(8)
+    writer.write(b"Ecould not fork new process for connection: Cannot allocate memory\n\0")
+    await writer.drain()
+    writer.close()
 
 
 def test_a_client_certificate_is_shown(

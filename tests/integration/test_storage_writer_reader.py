@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import asyncpg
 import pytest
 
 from ratestream.events import Average, Origin, Quote
@@ -19,6 +20,9 @@ from ratestream.storage.writer import Writer
 from tests.support.postgres import fetch
 
 NOW = datetime.now(UTC).replace(microsecond=123456)
+WAITS_FOR_A_ROW = (
+    "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 
 
 def quote(
@@ -252,6 +256,25 @@ def test_writers_that_delete_at_once_delete_each_row_once(database_url: str) -> 
         deleted = await asyncio.gather(*(writer.delete_older_than(30, 3) for _ in range(4)))
         assert sum(deleted) == 100
         assert await reader.newest_quotes("USDRUB", 10) == []
+
+    run(database_url, test)
+
+
+def test_a_writer_does_not_wait_for_another_that_deletes(database_url: str) -> None:
+    old = [quote(n, received_at=NOW - timedelta(days=30, minutes=n + 1)) for n in range(9)]
+
+    async def test(writer: Writer, reader: Reader) -> None:
+        await writer.write_quotes(old)
+        blocker = await asyncpg.connect(database_url)
+        async with blocker.transaction():
+            await blocker.execute("SELECT FROM quotes FOR UPDATE")
+            deleting = asyncio.create_task(writer.delete_older_than(30))
+            while not await fetch(database_url, WAITS_FOR_A_ROW):
+                await asyncio.sleep(0.01)
+            assert await writer.delete_older_than(30) == 0
+            assert not deleting.done()
+        assert await deleting == len(old)
+        await blocker.close()
 
     run(database_url, test)
 

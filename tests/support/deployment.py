@@ -107,7 +107,9 @@ class Deployment:
             tables = ("quotes", "averages")
             return {(table, place) for table in tables for place in sent - self._stored(table)}
 
-        wait_until(lambda: not missing(), lambda: f"not stored: {sorted(missing())[:10]}")
+        wait_until(
+            lambda: not missing(), lambda: f"{len(missing())} not stored, from {min(missing())} on"
+        )
 
     def _sent(self) -> set[Place]:
         return {

@@ -69,6 +69,13 @@ def test_a_service_that_is_not_ready_says_why() -> None:
     assert check_app(app) == (1, "postgres: no connection\nclock: wrong\n")
 
 
+def test_a_service_that_is_not_ready_and_says_no_reason_is_not_healthy() -> None:
+    body = b'{"reasons": []}'
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Length: {len(body)}\r\n\r\n"
+    with answering(head.encode() + body) as port:
+        assert check(port) == (1, "it answers 503 without a reason\n")
+
+
 def test_where_nothing_listens_nothing_is_healthy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = str(closed.getsockname()[1])

@@ -89,6 +89,38 @@ def test_a_folder_with_a_long_name_is_reached_too(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_the_short_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, folder = tmp_path / "own", tmp_path / ("long" * 25)
+    own.mkdir()
+    folder.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(own))
+
+    async def main() -> None:
+        async with served(folder):
+            assert (folder / "control.sock").readlink().parent.parent == own
+
+    asyncio.run(main())
+
+
+def test_the_short_folder_of_a_killed_one_is_removed(tmp_path: Path) -> None:
+    folder, left = tmp_path / ("long" * 25), tmp_path / "ratestream-left"
+    other = tmp_path / "other"
+    for each in (folder, left, other):
+        each.mkdir()
+        (each / "control.sock").touch()
+    (folder / "control.sock").unlink()
+
+    async def restart(target: Path) -> None:
+        (folder / "control.sock").symlink_to(target / "control.sock")
+        async with served(folder):
+            assert is_served(folder)
+
+    asyncio.run(restart(left))
+    assert not left.exists()
+    asyncio.run(restart(other))
+    assert (other / "control.sock").exists()
+
+
 def test_what_a_killed_one_left_is_no_hindrance(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "control.sock"))

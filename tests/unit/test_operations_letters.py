@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,8 +28,16 @@ from ratestream.operations.letters import (
 )
 from ratestream.operations.topics import CreateTopics
 from ratestream.settings import Settings
-from ratestream.streaming import ConsumerConfig, OutgoingRecord, Record, TopicPartition
+from ratestream.streaming import (
+    ConsumerConfig,
+    DeliveryError,
+    OutgoingRecord,
+    ProducerConfig,
+    Record,
+    TopicPartition,
+)
 from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.local.producer import LocalProducer
 from tests.support.brokers import send
 
 HEADERS = {
@@ -184,6 +192,38 @@ def test_a_letter_that_is_not_there_is_refused(which: str, here: Deployment) -> 
 def test_what_is_no_id_is_refused(which: str) -> None:
     with pytest.raises(OperationError, match="is no letter: partition:offset"):
         LetterId.parse(which)
+
+
+class LosingProducer(LocalProducer):
+    """Loses what is for `src-data`, as a Kafka does whose partition has no leader."""
+
+    is_lost = False
+
+    def send(self, records: Sequence[OutgoingRecord]) -> None:
+        kept = [each for each in records if each.topic != "src-data"]
+        self.is_lost = self.is_lost or len(kept) < len(records)
+        super().send(kept)
+
+    def flush(self) -> dict[TopicPartition, int]:
+        done = super().flush()
+        if self.is_lost:
+            raise DeliveryError("src-data acknowledged nothing")
+        return done
+
+
+class LosingBroker(LocalBroker):
+    def producer(self, config: ProducerConfig) -> LocalProducer:
+        return LosingProducer(self._storage, config)
+
+
+def test_a_letter_that_was_not_acknowledged_can_be_replayed_again() -> None:
+    with closing(LosingBroker(None)) as broker:
+        here = Deployment(Settings(), lambda: broker, builders())
+        asyncio.run(CreateTopics().run(here))
+        put(here, letter(3))
+        with pytest.raises(DeliveryError):
+            replay(here, "3:0")
+        assert ids(here) == ["3:0"]
 
 
 def test_a_replayed_letter_is_sent_again_and_hidden(here: Deployment) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -17,8 +17,15 @@ from ratestream.operations.findings import Finding, Severity, is_fine
 from ratestream.operations.lag import check_lag
 from ratestream.operations.topics import CheckTopics, CreateTopics
 from ratestream.settings import Settings, TopicSettings
-from ratestream.streaming import ConsumerConfig, OutgoingRecord, TopicPartition
+from ratestream.streaming import (
+    AccessError,
+    BrokerError,
+    ConsumerConfig,
+    OutgoingRecord,
+    TopicPartition,
+)
 from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.local.consumer import LocalConsumer
 from tests.support.brokers import send
 
 CHANGELOG = "data-aggregator-windows-changelog"
@@ -196,3 +203,44 @@ def test_a_service_that_loses_ground_is_told(broker: LocalBroker) -> None:
     finding = of_processor(here, meanwhile)
     assert finding.severity is Severity.WARNING
     assert finding.text == "is 100011 records behind, and more come than it does"
+
+
+class MovingConsumer(LocalConsumer):
+    """Does not find the group's coordinator for a while."""
+
+    errors: list[BrokerError]
+
+    def committed(
+        self, partitions: Sequence[TopicPartition], timeout: float = 10.0
+    ) -> dict[TopicPartition, int]:
+        if self.errors:
+            raise self.errors.pop()
+        return super().committed(partitions, timeout)
+
+
+class MovingBroker(LocalBroker):
+    def __init__(self, *errors: BrokerError) -> None:
+        super().__init__(None)
+        self._errors = list(errors)
+
+    def consumer(self, config: ConsumerConfig) -> LocalConsumer:
+        consumer = MovingConsumer(self._storage, self._group(config.group), config)
+        consumer.errors = self._errors
+        return consumer
+
+
+def test_a_group_whose_coordinator_is_new_is_asked_again() -> None:
+    with closing(MovingBroker(*[BrokerError("NOT_COORDINATOR")] * 3)) as broker:
+        here = deployment(broker)
+        create(here)
+        waits: list[float] = []
+        assert is_fine(check_lag(here, waits.append))
+        assert len(waits) == 3
+
+
+def test_a_group_that_may_not_be_read_is_asked_once() -> None:
+    with closing(MovingBroker(AccessError("not you"))) as broker:
+        here = deployment(broker)
+        create(here)
+        with pytest.raises(AccessError):
+            check_lag(here, lambda _: pytest.fail("waits"))

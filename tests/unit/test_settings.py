@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from ratestream.settings import (
     SERVICES,
+    KafkaSettings,
     PostgresSettings,
     Settings,
     SettingsError,
@@ -131,6 +133,16 @@ def test_a_section_may_be_empty() -> None:
             "kafka: {bootstrap_servers: kafka}",
             "kafka.bootstrap_servers = 'kafka' (ratestream.yaml:1): must be host:port",
         ),
+        (
+            "kafka: {bootstrap_servers: 'SASL_SSL://kafka:9093'}",
+            "kafka.bootstrap_servers = 'SASL_SSL://kafka:9093' (ratestream.yaml:1): must be "
+            "host:port, without a scheme; see security_protocol",
+        ),
+        (
+            "kafka: {bootstrap_servers: 'a:9092, b:99999'}",
+            "kafka.bootstrap_servers = 'a:9092, b:99999' (ratestream.yaml:1): a port must be from "
+            "1 to 65535",
+        ),
         ("kafka: {security_protocol: SASL_SSL}", "kafka: SASL_SSL also needs sasl_mechanism"),
         ("api_gateway: {default_limit: 5000}", "api_gateway: default_limit is 5000 and max_limit"),
         ("runtime: {session_timeout: 400}", "runtime.session_timeout = 400 (ratestream.yaml:1): "),
@@ -179,6 +191,26 @@ def test_a_wrong_file_is_refused_with_the_name_the_value_and_what_is_allowed(
 ) -> None:
     (only,) = problems(write(text))
     assert only.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        *("", ":9092", "kafka", "kafka:0", "kafka:65536", "kafka:٩٠٩٢", "kafka:9092,"),
+        *("::1:9092", "[::1]", "[kafka]:9092", "me@kafka:9092", "kafka:9092/x", "a:1 b:2"),
+    ],
+)
+def test_an_address_of_kafka_that_cannot_be_is_refused(servers: str) -> None:
+    with pytest.raises(ValidationError, match="bootstrap_servers"):
+        KafkaSettings(bootstrap_servers=servers)
+
+
+@pytest.mark.parametrize(
+    "servers",
+    ["kafka:1", "my_kafka-1.example.:65535", "10.0.0.1:9092,b:9092 , c:9092", "[::1]:9092"],
+)
+def test_addresses_of_kafka_may_be_names_and_numbers(servers: str) -> None:
+    assert KafkaSettings(bootstrap_servers=servers).bootstrap_servers == servers
 
 
 def test_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +267,53 @@ def test_a_file_that_gives_no_value_is_refused(
     assert problems() == (
         f"postgres.password (RATESTREAM_POSTGRES__PASSWORD_FILE): the file secret {problem}",
     )
+
+
+def test_what_is_no_file_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo("pipe")
+    for place in ("pipe", "."):
+        monkeypatch.setenv("RATESTREAM_POSTGRES__PASSWORD_FILE", place)
+        assert problems() == (
+            f"postgres.password (RATESTREAM_POSTGRES__PASSWORD_FILE): {place} is no regular file",
+        )
+
+
+def test_a_variable_that_names_no_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_POSTGRES__PASSWORD_FILE", "")
+    assert problems() == ("postgres.password (RATESTREAM_POSTGRES__PASSWORD_FILE): names no file",)
+
+
+def test_a_variable_close_to_the_files_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATESTREAM_CONFIG_FILE", "rates.yaml")
+    (only,) = problems()
+    assert only.endswith("; did you mean RATESTREAM_CONFIG?")
+
+
+def test_a_path_of_one_key_is_a_list_too() -> None:
+    source = "{kind: json, name: mine, url: 'http://rates', base: USD, rates_path: rates}"
+    (only,) = problems(write(f"data_requester: {{sources: [{source}]}}"))
+    assert only.endswith(
+        "rates_path = 'rates' (ratestream.yaml:1): must be a list of keys, such as [rates]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "others"),
+    [
+        ("ssl_ca_location", {}),
+        ("ssl_certificate_location", {"ssl_key_location": "key.pem"}),
+    ],
+)
+def test_a_file_for_tls_that_is_of_no_use_is_named(setting: str, others: dict[str, str]) -> None:
+    kafka = KafkaSettings(security_protocol="SSL", **{setting: "my.pem"}, **others)
+    with pytest.raises(
+        SettingsError, match=rf"^kafka\.{setting}: my.pem.* cannot be read: No such"
+    ):
+        kafka.config()
+    write("nothing", "my.pem")
+    write("nothing", "key.pem")
+    with pytest.raises(SettingsError, match=rf"^kafka\.{setting}: my.pem.* is of no use: "):
+        kafka.config()
 
 
 def test_a_wrong_value_in_a_file_is_refused_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:

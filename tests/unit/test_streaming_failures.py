@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ratestream.streaming import (
     AgentError,
     App,
     BrokerError,
+    ConsumerConfig,
     DeliveryError,
     OutgoingRecord,
     Stream,
@@ -19,9 +22,12 @@ from ratestream.streaming import (
     WorkerConfig,
 )
 from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.local.consumer import LocalConsumer
 from ratestream.streaming.local.partitioner import partition_for
+from ratestream.streaming.statefolder import StateFolder
 from ratestream.streaming.testing import AppTester
 from ratestream.streaming.types import Producer, ProducerConfig, TopicPartition
+from ratestream.streaming.worker import Worker
 
 
 class FlakyBroker(LocalBroker):
@@ -118,6 +124,68 @@ def test_outputs_that_could_not_be_sent_early_are_made_again(tmp_path: Path, cat
             await tester.settle()
             assert set(tester.received("out")) == set(names)
             assert broker.sends > 2
+        broker.close()
+
+    asyncio.run(scenario())
+
+
+class SlowBroker(LocalBroker):
+    """A local broker whose group members stay until `may_leave`."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.is_leaving, self.may_leave = threading.Event(), threading.Event()
+
+    def consumer(self, config: ConsumerConfig) -> LocalConsumer:
+        consumer = super().consumer(config)
+        if config.group is not None:
+            close = consumer.close
+
+            def leave() -> None:
+                self.is_leaving.set()
+                self.may_leave.wait()
+                close()
+
+            consumer.close = leave  # type: ignore[method-assign]  # wraps it
+        return consumer
+
+
+def test_a_state_folder_is_kept_until_its_tables_are_closed(tmp_path: Path) -> None:
+    """Even by a worker that is cancelled twice, as by `asyncio.run` when it ends."""
+    app = App("keeping")
+    topic = app.topic("in", value_type=str, partitions=1)
+    seen = app.Table("seen", value_type=int, default=int, partitions_of=topic)
+    broker = SlowBroker()
+
+    @app.agent(topic)
+    async def count(stream: Stream[str]) -> None:
+        async for value in stream:
+            seen[value] += 1
+
+    def free_folder() -> str:
+        with closing(StateFolder(tmp_path / "keeping", 2)) as folder:
+            return folder.path.name
+
+    def is_of_worker(task: asyncio.Task[object]) -> bool:
+        return getattr(task.get_coro(), "__qualname__", "").startswith("Worker.")
+
+    async def scenario() -> None:
+        worker = Worker(app, broker, WorkerConfig(data_dir=str(tmp_path)))
+        running = asyncio.create_task(worker.run())
+        while worker.readiness():
+            await asyncio.sleep(0.01)
+        parts = [task for task in asyncio.all_tasks() if is_of_worker(task)]
+        for part in parts:
+            part.cancel()
+        assert await asyncio.to_thread(broker.is_leaving.wait, 10)
+        for part in parts:
+            part.cancel()
+        await asyncio.sleep(0.2)  # for whatever would end too soon
+        assert running.done()
+        assert free_folder() == "1"
+        broker.may_leave.set()
+        await asyncio.wait(parts)
+        assert free_folder() == "0"
         broker.close()
 
     asyncio.run(scenario())

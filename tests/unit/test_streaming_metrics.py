@@ -9,8 +9,17 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from ratestream.streaming import App, BrokerError, Stream, WorkerConfig
+from ratestream.streaming import (
+    App,
+    BrokerError,
+    DeliveryError,
+    ProducerConfig,
+    Stream,
+    TopicPartition,
+    WorkerConfig,
+)
 from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.local.producer import LocalProducer
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.testing import AppTester
 from ratestream.streaming.worker import Worker, WorkerState
@@ -52,6 +61,7 @@ def test_counters_are_there_before_their_first_event() -> None:
     assert value(app, "ratestream_dead_letters_total") == 0
     assert value(app, "ratestream_records_in_total", {"topic": "in"}) == 0
     assert value(app, "ratestream_records_out_total", {"topic": "out"}) == 0
+    assert value(app, "ratestream_records_out_total", {"topic": "in"}) is None
     assert value(app, "ratestream_records_out_total", {"topic": "passing-seen-changelog"}) == 0
     assert value(app, "ratestream_restored_records_total", {"table": "seen"}) == 0
     assert value(app, "ratestream_rebalances_total", {"kind": "lost"}) == 0
@@ -89,6 +99,44 @@ def test_dead_letters_that_are_sent_early_are_counted(tmp_path: Path) -> None:
             tester.write([bad, good, good, bad, good, good, bad, good, good])
             await tester.settle()
             assert value(app, "ratestream_dead_letters_total") == 3
+
+    asyncio.run(scenario())
+
+
+class ForgetfulBroker(LocalBroker):
+    """A broker that once does not acknowledge what was sent."""
+
+    forgot = False
+
+    def producer(self, config: ProducerConfig) -> LocalProducer:
+        producer = super().producer(config)
+        flush = producer.flush
+
+        def forget_once() -> dict[TopicPartition, int]:
+            offsets = flush()
+            if not self.forgot and any(topic == "out" for topic, _ in offsets):
+                self.forgot = True
+                raise DeliveryError("no answer")
+            return offsets
+
+        producer.flush = forget_once  # type: ignore[method-assign]  # wraps it
+        return producer
+
+
+def test_what_is_sent_early_counts_when_it_is_acknowledged(tmp_path: Path) -> None:
+    app = passing_app()
+
+    async def scenario() -> None:
+        broker = ForgetfulBroker(None)
+        config = WorkerConfig(data_dir=str(tmp_path), output_max_records=3, retry_backoff_min=0.01)
+        async with AppTester(app, broker, config) as tester:
+            tester.write([app.topics["in"].encode("k", 7)] * 10)
+            await tester.settle()
+            assert broker.forgot
+            assert value(app, "ratestream_records_out_total", {"topic": "out"}) == 10
+            changelog = {"topic": "passing-seen-changelog"}
+            assert value(app, "ratestream_records_out_total", changelog) == 1
+        broker.close()
 
     asyncio.run(scenario())
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -15,6 +21,7 @@ from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.statefolder import StateFolder
 from ratestream.streaming.testing import AppTester
 
+NOBODY = 65_534
 NAMES = [f"word-{number}" for number in range(40)]
 HOLD = """
 import sys
@@ -129,6 +136,64 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match=r"file cannot be written \(Not a directory\)"):
         StateFolder(tmp_path / "file", 16)
+
+
+@contextmanager
+def stores_of_somebody_else(folder_mode: int) -> Iterator[Path]:
+    """An app's folder, and in it a table's stores that this user, never root, may only look at."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "counts").mkdir()
+        (folder / "counts").chmod(0o555)
+        folder.chmod(folder_mode)
+        os.seteuid(user or NOBODY)
+        try:
+            yield folder
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
+
+
+def test_a_folder_of_somebody_else_is_named_with_what_to_do() -> None:
+    with stores_of_somebody_else(0o555) as folder, pytest.raises(StateError) as failure:
+        StateFolder(folder, 16)
+    told = str(failure.value)
+    assert told.startswith(f"the state folder {folder} cannot be written (Permission denied): ")
+    assert f"(chown -R {os.geteuid() or NOBODY})" in told
+
+
+def test_stores_of_somebody_else_are_named_with_what_to_do() -> None:
+    with stores_of_somebody_else(0o777) as folder:
+        own = StateFolder(folder, 16)
+        with pytest.raises(StateError) as failure:
+            own.adopt(["counts"])
+        own.close()
+    told = str(failure.value)
+    assert told.startswith(f"the state folder {folder / 'counts'} cannot be moved to ")
+    assert f"(chown -R {os.geteuid() or NOBODY})" in told
+    assert "its table is rebuilt from the changelog" in told
+
+
+def test_instances_that_take_over_at_once_lose_nothing(tmp_path: Path) -> None:
+    tables = [f"table-{number}" for number in range(300)]
+    for table in tables:
+        (tmp_path / table).mkdir()
+        (tmp_path / table / "0").write_text(table)
+    instances = [StateFolder(tmp_path, 16) for _ in range(4)]
+    together = Barrier(len(instances))
+
+    def adopt(instance: StateFolder) -> None:
+        together.wait()
+        instance.adopt(tables)
+
+    with ThreadPoolExecutor(len(instances)) as threads:
+        list(threads.map(adopt, instances))
+    stores = sorted(path.read_text() for path in tmp_path.glob("*/table-*/0"))
+    assert stores == sorted(tables)
+    assert len({path.parts[-3] for path in tmp_path.glob("*/table-*/0")}) > 1
+    for instance in instances:
+        instance.close()
 
 
 def test_kill_9_frees_the_folder(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -40,11 +41,16 @@ class Format(Enum):
 def main() -> None:
     """The `ratestream` command."""
     try:
-        cli()
+        try:
+            cli()
+        finally:
+            print(end="", flush=True)
     except Exception as error:
-        if "--debug" in sys.argv[1:] or not _is_expected(error):
+        is_unwritten = _drop_output_that_fails()
+        if "--debug" in sys.argv[1:] or not (is_unwritten or _is_expected(error)):
             raise
-        print(f"ratestream: {error}", file=sys.stderr)
+        what = "cannot write what there is to print: " if is_unwritten else ""
+        print(f"ratestream: {what}{error}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -189,6 +195,18 @@ def _as_yaml(settings: Settings) -> list[str]:
 def _value(value: Any) -> str:
     """As JSON, which is YAML too."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def _drop_output_that_fails() -> bool:
+    """Whether stdout does not take what was printed, as on a full disk. Then what is left goes
+    nowhere, so that Python does not try again when it ends."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _is_expected(error: Exception) -> bool:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -40,10 +41,23 @@ dead_letter = _group("dead-letter", "Records that a service refused.")
 
 
 def _ago(text: str) -> datetime:
-    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    found = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
     if found is None:
         raise typer.BadParameter(f"{text!r} is no time: a number and s, m, h or d, such as 2h")
-    return datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+    try:
+        return datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError:
+        raise typer.BadParameter(f"{text!r} is longer ago than there are dates") from None
+
+
+def _services_address(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or "{service}" not in text:
+        raise typer.BadParameter(
+            f"{text!r} is no address of every service: it starts with http:// or https:// and has "
+            "{service} where the name goes, such as http://{service}:8000"
+        )
+    return text
 
 
 FormatOption = Annotated[Format, typer.Option(help="How to print.")]
@@ -68,7 +82,7 @@ def create_topics(
     are."""
     from ratestream.operations.topics import CreateTopics
 
-    with _place(config, data_dir, [KAFKA], format) as place:
+    with _place(config, data_dir, [KAFKA], format, changing=True) as place:
         made = asyncio.run(place.perform(CreateTopics()))
     if format is Format.JSON:
         print_json(place.where, made)
@@ -102,7 +116,7 @@ def upgrade_database(
     exactly what they need."""
     from ratestream.operations.database import UpgradeDatabase
 
-    with _place(config, data_dir, [POSTGRES], format) as place:
+    with _place(config, data_dir, [POSTGRES], format, changing=True) as place:
         done = asyncio.run(place.perform(UpgradeDatabase()))
     if format is Format.JSON:
         print_json(place.where, done)
@@ -111,8 +125,10 @@ def upgrade_database(
         print(f"the schema has version {done.after} already")
     else:
         print(f"the schema has version {done.after} now; it had {done.before or 'none'}")
-    for role in done.roles:
-        print(f"{escaped(role)} may do what it needs, and nothing else")
+    if done.roles and not done.excess:
+        print(f"{escaped(' and '.join(done.roles))} may do what they need, and nothing else")
+    for each in done.excess:
+        print(f"{escaped(each)}, which another role gave it: take it away there")
 
 
 @db.command("check")
@@ -214,7 +230,7 @@ def replay_letters(
     wanted = Filter(topic, service, reason, since, replayed=again)
     if all_ == bool(ids) or (ids and wanted != Filter(replayed=again)):
         raise typer.BadParameter("give letters, or --all and what it is to be narrowed down to")
-    with _place(config, data_dir, [KAFKA], format) as place:
+    with _place(config, data_dir, [KAFKA], format, changing=not dry_run) as place:
         chosen = ids or asyncio.run(_chosen(place, wanted))
         if chosen and not (dry_run or yes):
             _confirm(len(chosen), is_open=all_)
@@ -231,8 +247,10 @@ def doctor(
     address: Annotated[
         str | None,
         typer.Option(
+            parser=_services_address,
+            metavar="URL",
             help="Where services answer, such as http://{service}:8000. Default: what the "
-            "settings say."
+            "settings say.",
         ),
     ] = None,
     sources: Annotated[bool, typer.Option("--sources", help="Ask each rate source, too.")] = False,
@@ -251,7 +269,12 @@ def doctor(
 
 @contextmanager
 def _place(
-    config: Path | None, data_dir: Path | None, needs: Sequence[str], format_: Format
+    config: Path | None,
+    data_dir: Path | None,
+    needs: Sequence[str],
+    format_: Format,
+    *,
+    changing: bool = False,
 ) -> Iterator[Place]:
     """Says where it is first, and keeps quiet what only repeats the error that will be shown."""
     from ratestream.cli.place import place_of
@@ -260,7 +283,7 @@ def _place(
 
     settings = load(config, given({"data_dir": data_dir}))
     configure_logs(settings.log.model_copy(update={"level": "error"}))
-    with place_of(settings, needs) as place:
+    with place_of(settings, needs, changing=changing) as place:
         if format_ is Format.TEXT:
             print(place.where, flush=True)
         yield place
@@ -279,16 +302,16 @@ def _tell(place: Place, findings: Sequence[Finding], format_: Format) -> None:
 
 
 async def _diagnosed(place: Place, wanted: Sequence[RunCheck]) -> list[Finding]:
-    """All side by side; told in the order wanted."""
+    from ratestream.operations.doctor import diagnose
+
     with _progress("checking", len(wanted)) as step:
 
-        async def run(check: RunCheck) -> list[Finding]:
+        async def perform(check: RunCheck) -> list[Finding]:
             findings = await place.perform(check)
             step(1)
             return findings
 
-        found = await asyncio.gather(*map(run, wanted))
-    return [finding for findings in found for finding in findings]
+        return await diagnose(wanted, perform)
 
 
 async def _chosen(place: Place, wanted: Filter) -> list[str]:

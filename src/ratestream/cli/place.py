@@ -11,8 +11,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from ratestream.cli.builders import builders
 from ratestream.cli.options import KAFKA, POSTGRES
+from ratestream.operations.advice import advised
 from ratestream.operations.deployment import Deployment, Operation
-from ratestream.settings import PostgresSettings, Settings
+from ratestream.operations.errors import OperationError
+from ratestream.settings import PostgresSettings, Settings, variable
+from ratestream.storage.errors import StorageError
+from ratestream.streaming import StreamingError
 
 R = TypeVar("R")
 
@@ -23,7 +27,7 @@ class Place(Protocol):
     where: str
 
     async def perform(self, operation: Operation[R]) -> R:
-        """Raises what the operation does, or `OperationError` with the same words."""
+        """Raises `OperationError` with the words of whatever the operation raises."""
         ...
 
 
@@ -35,14 +39,17 @@ class Here:
         self._deployment = deployment
 
     async def perform(self, operation: Operation[R]) -> R:
-        return await operation.run(self._deployment)
+        try:
+            return await operation.run(self._deployment)
+        except (StreamingError, StorageError) as error:
+            raise OperationError(advised(error, self._deployment)) from error
 
 
 class RunningUp:
     """In the `ratestream up` that has this data folder."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.where = f"in the ratestream up of {data_dir}"
+        self.where = f"in the ratestream up of {data_dir.absolute()}"
         self._data_dir = data_dir
 
     async def perform(self, operation: Operation[R]) -> R:
@@ -52,18 +59,31 @@ class RunningUp:
 
 
 @contextmanager
-def place_of(settings: Settings, needs: Sequence[str]) -> Iterator[Place]:
+def place_of(
+    settings: Settings, needs: Sequence[str], *, changing: bool = False
+) -> Iterator[Place]:
     """Servers that the settings name are used; for want of one of those that are needed, a
-    running `ratestream up`; for want of that, the defaults of the settings."""
+    running `ratestream up`; for want of that, the defaults of the settings, unless something is
+    to be changed there: raises `OperationError`."""
     from ratestream.streaming.kafka import KafkaBroker
     from ratestream.up.control import is_served
 
-    if not all(map(settings.is_set, needs)) and is_served(settings.data_dir):
+    unset = [each for each in needs if not settings.is_set(each)]
+    if unset and is_served(settings.data_dir):
         yield RunningUp(settings.data_dir)
         return
-    addresses = {KAFKA: f"Kafka {settings.kafka.bootstrap_servers}"}
-    addresses[POSTGRES] = f"Postgres {_address(settings.postgres)}"
-    where = "at " + " and ".join(addresses[each] for each in needs)
+    alone = f"no ratestream up runs in {settings.data_dir.absolute()}"
+    if unset and changing:
+        raise OperationError(
+            f"{alone}, and {' and '.join(unset)} is not set: start it, name its folder with "
+            f"--data-dir, or set {' and '.join(map(variable, unset))}"
+        )
+    addresses = {
+        KAFKA: f"Kafka {settings.kafka.bootstrap_servers}",
+        POSTGRES: f"Postgres {_address(settings.postgres)}",
+    }
+    names = (addresses[each] + (" (default)" if each in unset else "") for each in needs)
+    where = (f"{alone}; " if unset else "") + "at " + " and ".join(names)
     with ExitStack() as stack:
 
         def connect() -> KafkaBroker:
@@ -75,5 +95,5 @@ def place_of(settings: Settings, needs: Sequence[str]) -> Iterator[Place]:
 def _address(postgres: PostgresSettings) -> str:
     """Without user, password and parameters."""
     url = urlsplit(postgres.dsn())
-    host = url.netloc.rpartition("@")[2] or parse_qs(url.query).get("host", [""])[0]
+    host = url.netloc.rpartition("@")[2] or parse_qs(url.query).get("host", ["(default host)"])[0]
     return f"{host}{url.path}"

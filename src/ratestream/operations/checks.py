@@ -8,19 +8,22 @@ import tempfile
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
+import msgspec
 
 from ratestream.certificates import Certificate, kafka_places, postgres_places
-from ratestream.operations.database import CheckDatabase
+from ratestream.operations import database
 from ratestream.operations.deployment import Deployment
+from ratestream.operations.errors import OperationError
 from ratestream.operations.findings import Finding, Severity, counted
+from ratestream.operations.letters import Filter, ListDeadLetters
 from ratestream.settings import SERVICES
 from ratestream.sources.base import SourceError
 from ratestream.sources.config import SourceSettings
 from ratestream.sources.factory import make_source
 from ratestream.sources.http import make_client, make_tls_context
-from ratestream.storage.database import check
 from ratestream.storage.inspection import inspect
 from ratestream.streaming import ConsumerConfig, TopicPartition
 
@@ -34,7 +37,12 @@ FREE_WRONG = 0.05
 CERTIFICATE_WARNING = timedelta(days=30)
 CERTIFICATE_WRONG = timedelta(days=3)
 HEALTH_SECONDS = 5.0
+MANY_LETTERS = 1_000
+"""Dead letters that are counted, at most."""
+
+_LETTERS_SINCE = timedelta(hours=1)
 _HEALTH_BYTES = 64 * 1024
+_SAY_WHERE = "say with --address where the service is"
 _NEWEST_SECONDS = 2.0
 _SRC_DATA = "src-data"
 
@@ -47,41 +55,37 @@ def kafka(deployment: Deployment) -> list[Finding]:
 
 
 async def postgres(deployment: Deployment) -> list[Finding]:
-    """Server, schema, grants, and whether the rows are those of this Kafka cluster. Raises
-    `StorageError`."""
-    dsn = deployment.settings.postgres.dsn()
-    server = await inspect(dsn)
-    findings = [Finding("postgres", Severity.OK, f"version {server.version} answers")]
+    """Server, schema and grants. Raises `StorageError`."""
+    server = await inspect(deployment.settings.postgres.dsn())
+    finding = Finding("postgres", Severity.OK, f"version {server.version} answers")
     if server.version_number < OLDEST_POSTGRES * 10_000:
-        findings = [
-            Finding(
-                "postgres",
-                Severity.WRONG,
-                f"has version {server.version}",
-                f"use one that is supported: {OLDEST_POSTGRES} or newer",
-            )
-        ]
-    schema = await CheckDatabase().run(deployment)
-    return findings + [each for each in schema if each.subject != "cluster"]
+        text = f"has version {server.version}"
+        advice = f"use one that is supported: {OLDEST_POSTGRES} or newer"
+        finding = Finding("postgres", Severity.WRONG, text, advice)
+    return [finding, *await database.schema(deployment)]
 
 
 async def cluster(deployment: Deployment) -> list[Finding]:
     """Whether the rows in Postgres are those of this Kafka cluster. Raises `StorageError` and
     `BrokerError`."""
-    state = await check(deployment.settings.postgres.dsn())
     ours = await asyncio.to_thread(deployment.broker.cluster_id)
-    if state.cluster_id is None:
-        return []
-    if state.cluster_id == ours:
-        return [Finding("cluster", Severity.OK, "the rows in Postgres are of this Kafka cluster")]
-    return [
-        Finding(
-            "cluster",
-            Severity.WRONG,
-            f"the rows in Postgres are of Kafka cluster {state.cluster_id}, and this is {ours}",
-            "connect to that cluster, or give postgres.url an empty database",
-        )
-    ]
+    return [await database.cluster(deployment, ours)]
+
+
+async def dead_letters(deployment: Deployment) -> list[Finding]:
+    """Those of the last hour that were not replayed. Raises `BrokerError`."""
+    recent = Filter(since=datetime.now(UTC) - _LETTERS_SINCE)
+    try:
+        found = await ListDeadLetters(MANY_LETTERS, recent).run(deployment)
+    except OperationError:
+        return [Finding("dead letters", Severity.SKIPPED, "see topics")]
+    count = len(found.letters)
+    if not count and found.is_complete:
+        return [Finding("dead letters", Severity.OK, "none in the last hour")]
+    more = "" if found.is_complete and count < MANY_LETTERS else " or more"
+    text = f"{counted(count, 'letter')}{more} in the last hour"
+    advice = "see what was refused, and why, with ratestream dead-letter list --since 1h"
+    return [Finding("dead letters", Severity.WARNING, text, advice)]
 
 
 async def clocks(deployment: Deployment) -> list[Finding]:
@@ -89,16 +93,17 @@ async def clocks(deployment: Deployment) -> list[Finding]:
     Raises `StorageError` and `BrokerError`."""
     server = await inspect(deployment.settings.postgres.dsn())
     ahead = server.clock_ahead
-    findings = [_skew("the clock of Postgres", ahead, server.uncertainty)]
+    findings = [skew("the clock of Postgres", ahead, server.uncertainty)]
     newest = await asyncio.to_thread(_newest_timestamp, deployment)
     if newest is not None:
         # Only what is from the future tells of clocks: what is old may just be old.
         ahead = datetime.fromtimestamp(newest / 1000, UTC) - datetime.now(UTC)
-        findings.append(_skew("the clock of data_requester", max(ahead, timedelta()), timedelta()))
+        findings.append(skew("the clock of data_requester", max(ahead, timedelta())))
     return findings
 
 
-def _skew(whose: str, ahead: timedelta, uncertainty: timedelta) -> Finding:
+def skew(whose: str, ahead: timedelta, uncertainty: timedelta = timedelta()) -> Finding:
+    """Only what is beyond the `uncertainty` of a measurement counts."""
     difference = max(timedelta(), abs(ahead) - uncertainty)
     if difference <= SKEW_WARNING:
         return Finding(whose, Severity.OK, f"differs from ours by {_seconds(difference)} s")
@@ -145,13 +150,17 @@ def disk(deployment: Deployment) -> list[Finding]:
         text = f"{folder} cannot be written: {error.strerror}"
         return [Finding("disk", Severity.WRONG, text, "correct its owner, or set data_dir")]
     usage = shutil.disk_usage(place)
-    text = f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB are free for {folder}"
-    share = usage.free / usage.total
-    if share > FREE_WARNING:
-        return [Finding("disk", Severity.OK, text)]
-    severity = Severity.WRONG if share < FREE_WRONG else Severity.WARNING
+    return [room(folder, usage.free, usage.total)]
+
+
+def room(folder: Path, free: int, total: int) -> Finding:
+    """Whether that many free bytes are enough on a disk of that many."""
+    text = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free for {folder}"
+    if free > FREE_WARNING * total:
+        return Finding("disk", Severity.OK, text)
+    severity = Severity.WRONG if free < FREE_WRONG * total else Severity.WARNING
     advice = "make room, add disk, or lower topics.retention_hours and postgres.retention_days"
-    return [Finding("disk", severity, text, advice)]
+    return Finding("disk", severity, text, advice)
 
 
 async def services(deployment: Deployment, address: str | None) -> list[Finding]:
@@ -173,21 +182,44 @@ async def _health(
         return Finding(service, Severity.WARNING, text, "set the port, or give --address")
     try:
         async with asyncio.timeout(HEALTH_SECONDS):
-            answer = await client.get(f"{url}/health/ready")
-            reasons = [str(each) for each in answer.json()["reasons"]]
+            status, body = await _asked(client, f"{url}/health/ready")
+        readiness = msgspec.json.decode(body, type=_Readiness)
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         reason = str(error) or "no answer in time"
         is_known = address is not None or deployment.runs_services
         severity = Severity.WRONG if is_known else Severity.WARNING
         advice = f"start it with ratestream run {service}, or say with --address where it runs"
+        if deployment.runs_services:
+            advice = "see the log of ratestream up"
         return Finding(service, severity, f"does not answer at {url} ({reason})", advice)
-    except (ValueError, LookupError, TypeError):
-        text = f"something else answers at {url}, with status {answer.status_code}"
-        return Finding(service, Severity.WRONG, text, "say with --address where the service is")
-    if answer.status_code == httpx.codes.OK:
+    except msgspec.DecodeError:
+        text = f"something else answers at {url}, with status {status}"
+        return Finding(service, Severity.WRONG, text, _SAY_WHERE)
+    if readiness.service != service:
+        text = f"{readiness.service[:80]} answers at {url}"
+        return Finding(service, Severity.WRONG, text, _SAY_WHERE)
+    if status == httpx.codes.OK:
         return Finding(service, Severity.OK, f"is ready at {url}")
-    text = f"at {url} is not ready: {'; '.join(reasons)}"
+    text = f"at {url} is not ready: {'; '.join(readiness.reasons)}"
     return Finding(service, Severity.WRONG, text, "the reasons say what it waits for; see its log")
+
+
+class _Readiness(msgspec.Struct):
+    """What a service answers at `/health/ready`."""
+
+    service: str
+    reasons: list[str]
+
+
+async def _asked(client: httpx.AsyncClient, url: str) -> tuple[int, bytes]:
+    """Status and body, of a long one a little more than `_HEALTH_BYTES`."""
+    body = b""
+    async with client.stream("GET", url) as answer:
+        async for chunk in answer.aiter_raw(_HEALTH_BYTES):
+            body += chunk
+            if len(body) > _HEALTH_BYTES:
+                break
+    return answer.status_code, body
 
 
 def _address(deployment: Deployment, service: str, address: str | None) -> str | None:

@@ -1,24 +1,27 @@
 """`ratestream doctor`: a check for everything that a deployment stands on.
 
-Each check is an operation of its own, so that they run side by side and none waits for another.
-One that cannot look because of what another is about (Kafka does not answer) says so.
+Each check is an operation of its own, so that they run side by side. Only those that ask Kafka or
+Postgres wait until it is known that these answer, and otherwise say where to look.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from typing import assert_never
 
 import msgspec
 
 from ratestream.operations import checks
+from ratestream.operations.advice import advice
 from ratestream.operations.deployment import Deployment
 from ratestream.operations.findings import Finding, Severity
 from ratestream.operations.lag import check_lag
 from ratestream.operations.topics import CheckTopics
-from ratestream.storage.errors import DatabaseAccessError, StorageError
-from ratestream.streaming import AccessError, StreamingError
+from ratestream.settings import SettingsError
+from ratestream.storage.errors import StorageError
+from ratestream.streaming import StreamingError
 
 CHECK_SECONDS = 45.0
 """After which a check is given up. Each question within it has a shorter bound of its own."""
@@ -30,6 +33,7 @@ class Check(Enum):
     KAFKA = "kafka"
     TOPICS = "topics"
     LAG = "lag"
+    DEAD_LETTERS = "dead letters"
     POSTGRES = "postgres"
     CLUSTER = "cluster"
     CLOCKS = "clocks"
@@ -37,6 +41,16 @@ class Check(Enum):
     SERVICES = "services"
     CERTIFICATES = "certificates"
     SOURCES = "sources"
+
+
+NEEDS = {
+    Check.TOPICS: (Check.KAFKA,),
+    Check.LAG: (Check.KAFKA,),
+    Check.DEAD_LETTERS: (Check.KAFKA,),
+    Check.CLUSTER: (Check.KAFKA, Check.POSTGRES),
+    Check.CLOCKS: (Check.KAFKA, Check.POSTGRES),
+}
+"""What has to answer before a check can look."""
 
 
 class RunCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -51,15 +65,11 @@ class RunCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
             async with asyncio.timeout(CHECK_SECONDS):
                 return await self._findings(deployment)
         except TimeoutError:
-            text, advice = f"gave no result within {CHECK_SECONDS:g} s", "try again"
-        except (AccessError, DatabaseAccessError) as error:
-            text, advice = str(error), ""  # it names the settings
-        except StreamingError as error:
-            text, advice = str(error), "start Kafka, or correct the settings kafka.…"
-        except StorageError as error:
-            text, advice = str(error), "start Postgres, or correct the settings postgres.…"
+            text, what_to_do = f"gave no result within {CHECK_SECONDS:g} s", "try again"
+        except (SettingsError, StreamingError, StorageError) as error:
+            text, what_to_do = str(error), advice(error, deployment)
         if self.check in (Check.KAFKA, Check.POSTGRES):
-            return [Finding(self.check.value, Severity.WRONG, text, advice)]
+            return [Finding(self.check.value, Severity.WRONG, text, what_to_do)]
         return [Finding(self.check.value, Severity.SKIPPED, f"cannot be looked at: {text}")]
 
     async def _findings(self, deployment: Deployment) -> list[Finding]:
@@ -70,6 +80,8 @@ class RunCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
                 return await CheckTopics().run(deployment)
             case Check.LAG:
                 return await asyncio.to_thread(check_lag, deployment)
+            case Check.DEAD_LETTERS:
+                return await checks.dead_letters(deployment)
             case Check.POSTGRES:
                 return await checks.postgres(deployment)
             case Check.CLUSTER:
@@ -85,3 +97,30 @@ class RunCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
             case Check.SOURCES:
                 return await checks.sources(deployment)
         assert_never(self.check)
+
+
+async def diagnose(
+    wanted: Iterable[RunCheck], perform: Callable[[RunCheck], Awaitable[list[Finding]]]
+) -> list[Finding]:
+    """All findings, in the order wanted. What needs Kafka or Postgres is skipped, with a word on
+    where to look, when these are wanted and do not answer. Raises what `perform` does."""
+    tasks: dict[Check, asyncio.Task[list[Finding]]] = {}
+
+    async def findings(check: RunCheck) -> list[Finding]:
+        away = []
+        for need in NEEDS.get(check.check, ()):
+            if need in tasks and not _answers(need, await tasks[need]):
+                away.append(need.value)
+        if away:
+            return [Finding(check.check.value, Severity.SKIPPED, f"see {' and '.join(away)}")]
+        return await perform(check)
+
+    tasks |= {each.check: asyncio.create_task(findings(each)) for each in wanted}
+    found = await asyncio.gather(*tasks.values())
+    return [finding for each in found for finding in each]
+
+
+def _answers(check: Check, findings: Iterable[Finding]) -> bool:
+    return not any(
+        each.subject == check.value and each.severity is Severity.WRONG for each in findings
+    )

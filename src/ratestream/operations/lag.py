@@ -11,11 +11,30 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_delay,
+    wait_fixed,
+)
+
 from ratestream.operations.deployment import Deployment
 from ratestream.operations.findings import Finding, Severity, counted
-from ratestream.streaming import Broker, ConsumerConfig, TopicPartition
+from ratestream.streaming import (
+    AccessError,
+    Broker,
+    BrokerError,
+    ConsumerConfig,
+    TopicPartition,
+)
 
 WATCH_SECONDS = 3.0
+COORDINATOR_SECONDS = 30.0
+"""How long a group's offsets are asked for: a cluster that is new, or has lost a broker, has to
+find out first who keeps them."""
+
+_RETRY_SECONDS = 0.5
 MANY_RECORDS = 100_000
 """Behind by more than this is worth a look, moving or not."""
 
@@ -39,7 +58,14 @@ def check_lag(deployment: Deployment, wait: Callable[[float], None] = time.sleep
         for name in names
         if name in there
     }
-    before = _measure(deployment.broker, partitions)
+    patiently = Retrying(
+        retry=retry_if_exception_type(BrokerError) & retry_if_not_exception_type(AccessError),
+        stop=stop_after_delay(COORDINATOR_SECONDS),
+        wait=wait_fixed(_RETRY_SECONDS),
+        sleep=wait,
+        reraise=True,
+    )
+    before = patiently(_measure, deployment.broker, partitions)
     if any(each.behind for each in before.values()):
         wait(WATCH_SECONDS)
     after = _measure(

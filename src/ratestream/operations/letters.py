@@ -18,7 +18,7 @@ from ratestream.operations.deployment import DEAD_LETTER, Deployment
 from ratestream.operations.errors import OperationError
 from ratestream.streaming import OutgoingRecord, ProducerConfig, Record
 from ratestream.streaming.topics import RECORD_OVERHEAD_BYTES
-from ratestream.streaming.types import TopicDescription
+from ratestream.streaming.types import TopicConfig
 
 MAX_LISTED = 10_000
 MAX_REPLAYED = 100
@@ -221,16 +221,16 @@ def _replayed_among(letters: DeadLetters, ids: Sequence[LetterId]) -> set[Letter
     return done
 
 
-def _targets(deployment: Deployment) -> dict[str, TopicDescription]:
+def _targets(deployment: Deployment) -> dict[str, TopicConfig]:
     """The topics that a letter may be sent to: those that services read."""
     plan = deployment.plan
-    return deployment.broker.describe_topics(
+    return deployment.broker.topic_configs(
         sorted(plan.topics.keys() - plan.sources.keys() - {DEAD_LETTER})
     )
 
 
 def _again(
-    record: Record, letter: LetterId, targets: Mapping[str, TopicDescription], is_done: bool
+    record: Record, letter: LetterId, targets: Mapping[str, TopicConfig], is_done: bool
 ) -> OutgoingRecord:
     """With the time of the replay: retention must not delete what is already old. Raises
     `OperationError` when this letter cannot be sent again."""

@@ -11,7 +11,7 @@ import msgspec
 from ratestream.operations.deployment import Deployment, Plan
 from ratestream.operations.findings import Finding, Severity, counted
 from ratestream.streaming import TopicSpec
-from ratestream.streaming.types import TopicDescription
+from ratestream.streaming.types import TopicConfig, TopicDescription
 
 _HOUR_MS = 3600 * 1000
 
@@ -59,23 +59,32 @@ def _wanted(plan: Plan, name: str, found: Mapping[str, TopicDescription]) -> Top
 
 def _check(deployment: Deployment) -> list[Finding]:
     plan = deployment.plan
-    found = deployment.broker.describe_topics(sorted(plan.topics))
-    return [finding for name in sorted(plan.topics) for finding in _of_topic(plan, name, found)]
+    names = sorted(plan.topics)
+    found = deployment.broker.describe_topics(names)
+    configs = deployment.broker.topic_configs(list(found))
+    return [
+        finding for name in names for finding in _of_topic(plan, name, found, configs.get(name))
+    ]
 
 
-def _of_topic(plan: Plan, name: str, found: Mapping[str, TopicDescription]) -> Iterator[Finding]:
+def _of_topic(
+    plan: Plan, name: str, found: Mapping[str, TopicDescription], config: TopicConfig | None
+) -> Iterator[Finding]:
     subject = f"topic {name}"
     topic = found.get(name)
-    if topic is None:
+    if topic is None or config is None:
         yield Finding(subject, Severity.WRONG, "is missing", "run ratestream topics create")
         return
     source = found.get(plan.sources.get(name, ""))
     spec = plan.topics[name] if source is None else _wanted(plan, name, found)
-    differences = list(_differences(subject, topic, spec, source))
-    yield from differences or [Finding(subject, Severity.OK, _words(topic))]
+    differences = [
+        *_of_layout(subject, topic, spec, source),
+        *_of_config(subject, config, spec),
+    ]
+    yield from differences or [Finding(subject, Severity.OK, _words(topic, config))]
 
 
-def _differences(
+def _of_layout(
     subject: str, topic: TopicDescription, spec: TopicSpec, source: TopicDescription | None
 ) -> Iterator[Finding]:
     if topic.partitions != spec.partitions and source is not None:
@@ -103,37 +112,40 @@ def _differences(
             f"{spec.replication_factor}",
             "add replicas with kafka-reassign-partitions, or lower the setting",
         )
-    if topic.cleanup_policy != spec.cleanup_policy:
+
+
+def _of_config(subject: str, config: TopicConfig, spec: TopicSpec) -> Iterator[Finding]:
+    if config.cleanup_policy != spec.cleanup_policy:
         yield Finding(
             subject,
             Severity.WRONG,
-            f"has cleanup.policy={topic.cleanup_policy} and needs {spec.cleanup_policy}",
+            f"has cleanup.policy={config.cleanup_policy} and needs {spec.cleanup_policy}",
             f"set it with kafka-configs: --add-config cleanup.policy={spec.cleanup_policy}",
         )
-    elif topic.retention_ms != spec.retention_ms and spec.cleanup_policy == "delete":
+    elif config.retention_ms != spec.retention_ms and spec.cleanup_policy == "delete":
         yield Finding(
             subject,
             Severity.WARNING,
-            f"keeps records {_hours(topic.retention_ms)}, topics.retention_hours says "
+            f"keeps records {_hours(config.retention_ms)}, topics.retention_hours says "
             f"{_hours(spec.retention_ms)}",
             f"set it with kafka-configs: --add-config retention.ms={spec.retention_ms}",
         )
-    if topic.max_message_bytes < spec.max_message_bytes:
+    if config.max_message_bytes < spec.max_message_bytes:
         yield Finding(
             subject,
             Severity.WRONG,
-            f"takes records of {topic.max_message_bytes} bytes, services send up to "
+            f"takes records of {config.max_message_bytes} bytes, services send up to "
             f"{spec.max_message_bytes}",
             f"set it with kafka-configs: --add-config max.message.bytes={spec.max_message_bytes}",
         )
 
 
-def _words(topic: TopicDescription) -> str:
-    kept = "" if topic.cleanup_policy != "delete" else f" {_hours(topic.retention_ms)}"
+def _words(topic: TopicDescription, config: TopicConfig) -> str:
+    kept = "" if config.cleanup_policy != "delete" else f" {_hours(config.retention_ms)}"
     return (
         f"{counted(topic.partitions, 'partition')}, "
         f"{counted(topic.replication_factor, 'replica')}, "
-        f"{topic.cleanup_policy}{kept}, records up to {topic.max_message_bytes} bytes"
+        f"{config.cleanup_policy}{kept}, records up to {config.max_message_bytes} bytes"
     )
 
 

@@ -6,6 +6,7 @@ this process, they are read again, and the rows that are there already stay as t
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +28,7 @@ from ratestream.storage.errors import (
     DatabaseUnavailableError,
     UnstorableError,
 )
-from ratestream.storage.usage import measure_usage
+from ratestream.storage.usage import Usage, measure_usage
 from ratestream.storage.writer import Writer
 from ratestream.streaming import App, Event, Stream
 
@@ -35,6 +36,8 @@ _RETENTION_SECONDS = 600.0
 _USAGE_SECONDS = 60.0
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _ROWS = (1, 10, 100, 1_000, 10_000, 100_000)
+
+_UNKNOWN = Usage(math.nan, math.nan)
 
 _IS_AWAY = retry_if_exception_type(DatabaseUnavailableError)
 _DOES_NOT_REFUSE = retry_if_not_exception_type(DatabaseAccessError)
@@ -104,11 +107,9 @@ def build(settings: Settings) -> App:
     @app.timer(_USAGE_SECONDS)
     async def measure_database() -> None:
         try:
-            usage = await measure_usage(database)
+            metrics.usage = await measure_usage(database)
         except DatabaseUnavailableError:
-            return  # said by the database
-        metrics.database_bytes.set(usage.bytes)
-        metrics.database_connections.set(usage.connections)
+            metrics.usage = None  # why is said by the database
 
     if postgres.retention_days:
 
@@ -171,22 +172,28 @@ class LoaderMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.database_bytes = Gauge(
+        self.usage: Usage | None = None
+        Gauge(
             "ratestream_database_size_bytes",
-            "Bytes of the database on its server's disk, indexes included; measured each minute.",
+            "Bytes of the database on its server's disk, indexes included; measured each minute, "
+            "NaN while Postgres does not answer.",
             registry=registry,
-        )
-        self.database_connections = Gauge(
+        ).set_function(lambda: self._used(database).bytes)
+        Gauge(
             "ratestream_database_connections",
-            "Connections to the database, of all clients; counted each minute.",
+            "Connections to the database, of all clients; counted each minute, NaN while Postgres "
+            "does not answer.",
             registry=registry,
-        )
+        ).set_function(lambda: self._used(database).connections)
         for name in ("quotes", "averages"):
             for counted in (self.written, self.repeated, self.delay):
                 counted.labels(name)
         Gauge(
             "ratestream_database_up", "1 while Postgres answers.", registry=registry
         ).set_function(lambda: database.trouble is None)
+
+    def _used(self, database: Database) -> Usage:
+        return _UNKNOWN if self.usage is None or database.trouble else self.usage
 
     def observe(self, table: str, rows: Sequence[Quote | Average], new: int) -> None:
         """After a batch was committed, `new` rows of which were not there before."""

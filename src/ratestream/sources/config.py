@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 
 from ratestream.rates.currencies import KNOWN
 from ratestream.rates.pair import parse_pair
@@ -52,10 +60,16 @@ def _check_http_url(url: str) -> str:
     return url
 
 
+def _check_is_list(path: object) -> object:
+    if isinstance(path, str):
+        raise ValueError(f"must be a list of keys, such as [{path}]")
+    return path
+
+
 PairName = Annotated[str, AfterValidator(_check_pair_name)]
 CurrencyCode = Annotated[str, AfterValidator(_check_currency)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
-Path = tuple[str, ...]
+Path = Annotated[tuple[str, ...], BeforeValidator(_check_is_list)]
 
 
 class HttpSource(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -22,7 +23,7 @@ from ratestream.storage.errors import (
     StorageError,
     UnstorableError,
 )
-from ratestream.storage.roles import Grant, Roles, grant, lacks, missing
+from ratestream.storage.roles import Grant, Roles, excess, grant, lacks, missing
 from ratestream.storage.tables import origin_cluster
 
 _MIGRATION_LOCK = 7_281_033_904
@@ -37,8 +38,16 @@ _ACCESS_ERRORS = ("28", "3D000", "42501")
 """SQLSTATE class "invalid authorization specification", "invalid catalog name" (there is no such
 database) and "insufficient privilege"."""
 
+_CALL_FAILED = re.compile(r"\[Errno (\d+)\] Connect call failed \('([^']*)', (\d+)[^)]*\)")
+_CHECK = {
+    "28": "; check the user in postgres.url, and postgres.password",
+    "3D000": "; check the database in postgres.url",
+}
+"""What to correct, where Postgres does not say it."""
+
 _REFUSES_TLS = "rejected SSL upgrade"
-"""What asyncpg says of a server that has no TLS, in a plain `ConnectionError`."""
+"""What asyncpg says of a server that has no TLS, in a plain `ConnectionError`. Of one that answers
+with an error, because it cannot start another process for example, it says something else."""
 
 _GRANT_IT = "name it as postgres.loader_role or postgres.gateway_role to `ratestream db upgrade`"
 
@@ -69,13 +78,16 @@ class DatabaseOptions:
 class SchemaState:
     """What a database is like: the schema's version (None: never migrated) and the one that this
     program needs, the user that looked, the Kafka cluster whose rows it holds (None when it holds
-    none, or this user may not see), and what the named roles lack, a line for each."""
+    none, or unless `sees_cluster`: this user may know), what the named roles lack, and what they
+    have beyond their need, a line for each."""
 
     found: str | None
     head: str
     user: str
-    cluster_id: str | None
-    missing: tuple[str, ...]
+    cluster_id: str | None = None
+    sees_cluster: bool = False
+    missing: tuple[str, ...] = ()
+    excess: tuple[str, ...] = ()
 
     @property
     def is_current(self) -> bool:
@@ -153,12 +165,14 @@ class Database:
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
-        """Say once when Postgres goes away and once when it is back."""
+        """Say once when Postgres goes away and once when it is back. A refusal of the first use
+        ends the caller, which says it."""
         try:
             with _in_our_words():
                 yield
         except DatabaseUnavailableError as error:
-            if self.trouble in (None, _NOT_USED_YET):
+            is_fatal = isinstance(error, DatabaseAccessError) and self.trouble == _NOT_USED_YET
+            if self.trouble in (None, _NOT_USED_YET) and not is_fatal:
                 log.warning("database_unavailable", error=str(error))
             self.trouble = str(error)
             raise
@@ -254,23 +268,22 @@ def _check(connection: Connection, grants: Sequence[Grant]) -> None:
 
 
 def _state(connection: Connection, roles: Roles) -> SchemaState:
-    state = SchemaState(schema.found(connection), schema.head(), _user(connection), None, ())
+    state = SchemaState(schema.found(connection), schema.head(), _user(connection))
     if not state.is_current:
         return state
-    lines = tuple(missing(connection, roles))
-    return replace(state, cluster_id=_cluster_id(connection), missing=lines)
+    sees_cluster = not lacks(connection, state.user, [Grant("SELECT", origin_cluster.name)])
+    owner = select(origin_cluster.c.cluster_id)
+    return replace(
+        state,
+        sees_cluster=sees_cluster,
+        cluster_id=connection.scalar(owner) if sees_cluster else None,
+        missing=tuple(missing(connection, roles)),
+        excess=tuple(excess(connection, roles)),
+    )
 
 
 def _user(connection: Connection) -> str:
     return str(connection.scalar(text("SELECT current_user")))
-
-
-def _cluster_id(connection: Connection) -> str | None:
-    needed = Grant("SELECT", origin_cluster.name)
-    if lacks(connection, _user(connection), [needed]):
-        return None
-    owner: str | None = connection.scalar(select(origin_cluster.c.cluster_id))
-    return owner
 
 
 @contextmanager
@@ -290,7 +303,7 @@ def _in_our_tree(error: BaseException) -> StorageError:
     if _is_about_the_data(error):
         return UnstorableError(_one_line(error))
     if isinstance(error, OSError):
-        return DatabaseUnavailableError(f"no connection to Postgres: {_one_line(error)}")
+        return DatabaseUnavailableError(f"no connection to Postgres: {_why_away(error)}")
     return DatabaseUnavailableError(_one_line(error))
 
 
@@ -304,12 +317,26 @@ def _why_refused(error: BaseException) -> str | None:
         case ssl.SSLError():
             return f"no TLS connection: {_one_line(error)}"
         case ConnectionError() if _REFUSES_TLS in str(error):
-            return "the server has no TLS, and postgres.ssl_mode or the url's sslmode asks for it"
+            return (
+                "the server has no TLS, or is no Postgres; postgres.ssl_mode or the url's sslmode "
+                "asks for TLS"
+            )
         case asyncpg.ClientConfigurationError():
             return _one_line(error)
         case asyncpg.ConnectionDoesNotExistError(__cause__=ssl.SSLError() as cause):
             return _why_refused(cause)  # a client certificate is refused after the handshake
-    return _one_line(error) if _sqlstate(error).startswith(_ACCESS_ERRORS) else None
+    if (code := _sqlstate(error)).startswith(_ACCESS_ERRORS):
+        return _one_line(error) + next(
+            (advice for start, advice in _CHECK.items() if code.startswith(start)), ""
+        )
+    return None
+
+
+def _why_away(error: OSError) -> str:
+    """asyncio's words for a refused connection hide where and why in a tuple and a number."""
+    return _CALL_FAILED.sub(
+        lambda found: f"{found[2]}:{found[3]}: {os.strerror(int(found[1]))}", _one_line(error)
+    )
 
 
 def _is_about_the_data(error: BaseException) -> bool:

@@ -68,11 +68,13 @@ class Roles:
 
 def grant(connection: Connection, roles: Roles) -> None:
     """Give each role what it needs and take everything else on our tables from it and from
-    PUBLIC, within the connection's transaction. Raises `DatabaseAccessError` for a role that does
-    not exist or that owns the tables, and when this user may not grant."""
+    PUBLIC, within the connection's transaction. What others have given to it stays: see `excess`.
+    Raises `DatabaseAccessError` for a role that does not exist or that owns the tables, and when
+    this user does not own them."""
     needs = roles.needs()
     if not needs:
         return
+    _check_ownership(connection)
     quote = connection.dialect.identifier_preparer.quote_identifier
     schema = quote(str(connection.scalar(text("SELECT current_schema()"))))
     tables = ", ".join(f"{schema}.{quote(each)}" for each in _TABLES)
@@ -84,6 +86,7 @@ def grant(connection: Connection, roles: Roles) -> None:
         _check_role(connection, setting, name)
         role = quote(name)
         statements.append(f"REVOKE ALL ON {tables} FROM {role}")
+        statements.append(f"REVOKE CREATE ON SCHEMA {schema} FROM {role}")
         statements.append(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
         for privilege, table, column in grants:
             columns = f" ({quote(column)})" if column else ""
@@ -93,7 +96,7 @@ def grant(connection: Connection, roles: Roles) -> None:
     if still := missing(connection, roles):
         raise DatabaseAccessError(
             f"{'; '.join(still)}: the user of postgres.url may not grant it, so make it the owner "
-            "of the database and of its tables"
+            "of the database"
         )
 
 
@@ -105,6 +108,23 @@ def missing(connection: Connection, roles: Roles) -> list[str]:
             lines.append(_no_such_role(setting, role))
         elif lacking := lacks(connection, role, grants):
             lines.append(f"{setting}: {role} lacks {', '.join(lacking)}")
+    return lines
+
+
+def excess(connection: Connection, roles: Roles) -> list[str]:
+    """What the roles have beyond what they need, whoever gave it to them, a line for each role.
+    The tables must exist."""
+    lines = []
+    for setting, role, grants in roles.needs():
+        if not _exists(connection, role):
+            continue
+        if _owns(connection, role):
+            lines.append(
+                f"{setting}: {role} owns the tables, or is a superuser, and may do anything with "
+                "them"
+            )
+        elif beyond := _beyond(connection, role, grants):
+            lines.append(f"{setting}: {role} also has {', '.join(beyond)}")
     return lines
 
 
@@ -129,18 +149,71 @@ _LACKING = text(
     END
     """
 )
+_HELD_TABLES = text(
+    """
+    SELECT privilege, table_name, NULL
+    FROM unnest(CAST(:tables AS text[])) AS table_name,
+        unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'])
+            AS privilege
+    WHERE has_table_privilege(CAST(:role AS name), table_name, privilege)
+    """
+)
+_HELD_COLUMNS = text(
+    """
+    SELECT privilege, table_name, attname
+    FROM unnest(CAST(:tables AS text[])) AS table_name,
+        unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS privilege,
+        pg_attribute
+    WHERE attrelid = CAST(table_name AS regclass) AND NOT attisdropped
+        AND NOT has_table_privilege(CAST(:role AS name), table_name, privilege)
+        AND has_column_privilege(CAST(:role AS name), attrelid, attnum, privilege)
+    ORDER BY table_name, attnum, privilege
+    """
+)
 _MAY_USE_SCHEMA = text(
     "SELECT has_schema_privilege(CAST(:role AS name), current_schema(), 'USAGE')"
 )
+_MAY_CREATE = text("SELECT has_schema_privilege(CAST(:role AS name), current_schema(), 'CREATE')")
 _EXISTS = text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :role)")
 _OWNS = text(
     "SELECT EXISTS (SELECT FROM pg_class WHERE oid = CAST(:table AS regclass)"
     " AND pg_has_role(CAST(:role AS name), relowner, 'MEMBER'))"
 )
+_OTHER_OWNERS = text(
+    "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class"
+    " WHERE oid = ANY (CAST(CAST(:tables AS text[]) AS regclass[]))"
+    " AND NOT pg_has_role(relowner, 'USAGE')"
+)
 
 
 def _exists(connection: Connection, role: str) -> bool:
     return bool(connection.scalar(_EXISTS, {"role": role}))
+
+
+def _owns(connection: Connection, role: str) -> bool:
+    return bool(connection.scalar(_OWNS, {"role": role, "table": _VERSION_TABLE}))
+
+
+def _beyond(connection: Connection, role: str, grants: Sequence[Grant]) -> list[str]:
+    parameters = {"role": role, "tables": list(_TABLES)}
+    held = [
+        Grant(*row)
+        for query in (_HELD_TABLES, _HELD_COLUMNS)
+        for row in connection.execute(query, parameters)
+    ]
+    may_create = connection.scalar(_MAY_CREATE, {"role": role})
+    beyond = [str(each) for each in held if each not in grants]
+    return [*beyond, *(["CREATE on the schema"] if may_create else [])]
+
+
+def _check_ownership(connection: Connection) -> None:
+    """To others Postgres does not refuse a REVOKE: it warns, and does nothing."""
+    if others := connection.scalars(_OTHER_OWNERS, {"tables": list(_TABLES)}).all():
+        user = connection.scalar(text("SELECT current_user"))
+        raise DatabaseAccessError(
+            f"the Postgres user {user} does not own the tables and may not grant what is on them: "
+            f"only {' and '.join(others)} may; name that user in postgres.url"
+        )
 
 
 def _no_such_role(setting: str, role: str) -> str:
@@ -150,7 +223,7 @@ def _no_such_role(setting: str, role: str) -> str:
 def _check_role(connection: Connection, setting: str, role: str) -> None:
     if not _exists(connection, role):
         raise DatabaseAccessError(_no_such_role(setting, role))
-    if connection.scalar(_OWNS, {"role": role, "table": _VERSION_TABLE}):
+    if _owns(connection, role):
         raise DatabaseAccessError(
             f"{setting}: {role} owns the tables, may do anything with them and is not to be "
             "restricted; name another role, or leave the setting out"

@@ -18,8 +18,8 @@ _QUERY = text(
 class Usage:
     """Of one database: bytes on its server's disk, and connections of all clients."""
 
-    bytes: int
-    connections: int
+    bytes: float
+    connections: float
 
 
 async def measure_usage(database: Database) -> Usage:

@@ -16,6 +16,7 @@ from ratestream.streaming.app import App
 from ratestream.streaming.errors import (
     AccessError,
     AgentError,
+    AuthorizationError,
     BrokerError,
     ConfigurationError,
     DecodeError,
@@ -46,6 +47,7 @@ __all__ = [
     "AccessError",
     "AgentError",
     "App",
+    "AuthorizationError",
     "Broker",
     "BrokerError",
     "ConfigurationError",

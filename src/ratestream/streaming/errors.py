@@ -6,6 +6,7 @@ StreamingError
 │   └── StateError          a data folder belongs to someone else, or has another format
 ├── BrokerError             the broker said no, or nothing; trying again may help
 │   ├── AccessError         the broker refuses who we are, or what we ask for
+│   │   └── AuthorizationError  it knows who we are, and its ACLs do not allow it
 │   ├── DeliveryError       a record was not acknowledged
 │   └── FencedError         another consumer owns the partition now
 ├── StoreError              a table cannot be written to the disk; the changelog has it
@@ -38,9 +39,15 @@ class BrokerError(StreamingError):
 
 
 class AccessError(BrokerError):
-    """The broker refuses the client's certificate or password, or its ACLs what was asked; or its
-    own certificate is not trusted. Before anything has worked a worker ends with it; afterwards,
-    as when a password is changed, it is waited for like an outage."""
+    """The broker refuses the client's certificate or password, or its own is not trusted. A worker
+    that has never been let in ends with it; afterwards, as when a password is changed, it is
+    waited for like an outage."""
+
+
+class AuthorizationError(AccessError):
+    """The broker's ACLs do not allow what was asked. It ends a worker that has never committed, or
+    without agents was never given partitions; and one whose timers, tasks and pages send and were
+    never acknowledged. Once that has worked, it is waited for like an outage."""
 
 
 class DeliveryError(BrokerError):

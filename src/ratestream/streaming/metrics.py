@@ -3,14 +3,12 @@ several can share a process."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ratestream.streaming.types import OutgoingRecord
+from ratestream.streaming.disk import Disk
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _RECORDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)
@@ -131,8 +129,9 @@ class WorkerMetrics:
             registry=registry,
         )
         self.started.set_to_current_time()
-        self.disk_free.set_function(lambda: shutil.disk_usage(_nearest_existing(folder)).free)
-        self.disk_size.set_function(lambda: shutil.disk_usage(_nearest_existing(folder)).total)
+        disk = Disk(folder)
+        self.disk_free.set_function(disk.free_bytes)
+        self.disk_size.set_function(disk.size_bytes)
         for kind in ("assigned", "revoked", "lost"):
             self.rebalances.labels(kind)
 
@@ -146,12 +145,8 @@ class WorkerMetrics:
         for table in tables:
             self.restored.labels(table)
 
-    def count_sent(self, records: Sequence[OutgoingRecord]) -> None:
-        for record in records:
-            self.records_out.labels(record.topic).inc()
-            if record.topic == self._dead_letter:
-                self.dead_letters.inc()
-
-
-def _nearest_existing(folder: Path) -> Path:
-    return next(each for each in (folder, *folder.parents) if os.path.exists(each))
+    def count_sent(self, by_topic: Mapping[str, int]) -> None:
+        for topic, records in by_topic.items():
+            self.records_out.labels(topic).inc(records)
+            if topic == self._dead_letter:
+                self.dead_letters.inc(records)

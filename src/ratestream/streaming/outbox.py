@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
-from ratestream.streaming.errors import BrokerError, DeliveryError, StreamingError
+from ratestream.streaming.errors import (
+    AuthorizationError,
+    BrokerError,
+    ConfigurationError,
+    DeliveryError,
+    StreamingError,
+)
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.types import (
     Broker,
@@ -61,7 +68,8 @@ class AcknowledgedOutbox:
 
     Records that wait together are sent together. A broker that fails is tried again until it
     answers, so a record may be written twice, and none is dropped; `trouble` says why meanwhile.
-    Once it has ended, `put` raises `DeliveryError`, for those that wait as well.
+    What has never been allowed ends `run` with `ConfigurationError`. Once that or a cancellation
+    has ended it, `put` raises the same, or `DeliveryError`, for those that wait as well.
     """
 
     def __init__(
@@ -73,20 +81,21 @@ class AcknowledgedOutbox:
         self._metrics = metrics
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(_MAX_WAITING)
         self._producer: Producer | None = None
-        self._has_ended = False
+        self._has_delivered = False
+        self._end: StreamingError | None = None
         self.trouble = ""
 
     async def put(self, record: OutgoingRecord) -> None:
-        if self._has_ended:
-            raise DeliveryError(_ENDED)
+        if self._end is not None:
+            raise self._end
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._queue.put((record, acknowledged))
-        if self._has_ended:  # while this waited for room
-            self._fail_waiting([])
+        if self._end is not None:  # while this waited for room
+            self._fail_waiting([], self._end)
         await acknowledged
 
     async def run(self) -> None:
-        """Send what is put, until cancelled."""
+        """Send what is put, until cancelled. Raises `ConfigurationError`."""
         executor = ThreadPoolExecutor(1, thread_name_prefix=f"{self._client_id}-outbox")
         batch: list[_Waiting] = []
         try:
@@ -100,17 +109,20 @@ class AcknowledgedOutbox:
                     continue
                 for each in batch:  # only the one that is at fault is refused
                     _answer([each], await self._deliver(executor, [each[0]]))
+        except ConfigurationError as error:
+            self._end = error
+            raise
         finally:
-            self._has_ended = True
-            self._fail_waiting(batch)
+            self._end = self._end or DeliveryError(_ENDED)
+            self._fail_waiting(batch, self._end)
             executor.submit(self._close)
             executor.shutdown(wait=False)
 
-    def _fail_waiting(self, batch: list[_Waiting]) -> None:
+    def _fail_waiting(self, batch: list[_Waiting], why: StreamingError) -> None:
         waiting = list(batch)
         while not self._queue.empty():
             waiting.append(self._queue.get_nowait())
-        _answer(waiting, DeliveryError(_ENDED))
+        _answer(waiting, why)
 
     async def _deliver(
         self, executor: ThreadPoolExecutor, records: list[OutgoingRecord]
@@ -122,6 +134,8 @@ class AcknowledgedOutbox:
             try:
                 await loop.run_in_executor(executor, self._send, records)
             except BrokerError as error:
+                if isinstance(error, AuthorizationError) and not self._has_delivered:
+                    raise ConfigurationError(str(error)) from error
                 if not self.trouble:
                     log.warning("send_failed", service=self._client_id, error=str(error))
                 self.trouble = str(error)
@@ -130,6 +144,7 @@ class AcknowledgedOutbox:
                 continue
             except StreamingError as error:
                 return error
+            self._has_delivered = True
             self.trouble = ""
             return None
 
@@ -146,7 +161,7 @@ class AcknowledgedOutbox:
         except StreamingError:
             self._close()  # a producer that failed may hold records it would send again
             raise
-        self._metrics.count_sent(records)
+        self._metrics.count_sent(Counter(record.topic for record in records))
 
     def _close(self) -> None:
         if self._producer is not None:

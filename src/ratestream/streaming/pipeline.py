@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -56,7 +57,8 @@ log = structlog.get_logger("ratestream.pipeline")
 
 
 class BrokerThread:
-    """The one thread on which everything that blocks on the broker happens."""
+    """The one thread of a worker on which everything that blocks on the broker happens, one after
+    another. What was called is done there even when its caller is cancelled."""
 
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -105,6 +107,7 @@ class Pipeline:
         broker: Broker,
         config: WorkerConfig,
         metrics: WorkerMetrics,
+        thread: BrokerThread,
         identity: Identity,
         tables_folder: Path,
     ) -> None:
@@ -115,7 +118,7 @@ class Pipeline:
         self._identity = identity
         self._tables_folder = tables_folder
         self._loop = asyncio.get_running_loop()
-        self._thread = BrokerThread(f"{app.id}-broker")
+        self._thread = thread
         self._outbox = BufferedOutbox(config, self._spill)
         self._rejections = Rejections(app.id, app.dead_letter)
         self._agents: list[RunningAgent] = []
@@ -126,11 +129,13 @@ class Pipeline:
         self._to_resume: set[TopicPartition] = set()
         self._last_commit = self._last_lag = time.monotonic()
         self._records_since_commit = 0
+        self._sent: Counter[str] = Counter()
         self._fenced_commits = 0
         self._aborted: StreamingError | None = None
         self._closing = False
         self.busy_since: float | None = None
         self.has_progressed = False
+        """Whether it has committed; without agents, whether it was given partitions."""
 
     # poll → decode → run → commit
 
@@ -288,16 +293,21 @@ class Pipeline:
         if self._aborted:
             raise self._aborted
         with self._metrics.commit_seconds.time():
-            self._producer.send(work.outputs)
+            self._send(work.outputs)
             for change in work.changes:
-                self._producer.send(change.records())
+                self._send(change.records())
             ends = self._producer.flush()
+            self._metrics.count_sent(self._sent)
+            self._sent.clear()
             self._commit_positions(work.positions)
             for change in work.changes:
                 change.table.commit(change, _end(ends, change.changelog_partition))
-        self._count_sent(work)
         self._metrics.last_commit.set_to_current_time()
         self.has_progressed = True
+
+    def _send(self, records: Sequence[OutgoingRecord]) -> None:
+        self._producer.send(records)
+        self._sent.update(record.topic for record in records)
 
     def _commit_positions(self, positions: Mapping[TopicPartition, int]) -> None:
         """A group that is rebalancing may refuse: the next commit then includes these again."""
@@ -314,11 +324,6 @@ class Pipeline:
         self._fenced_commits = 0
         self._committed.update(owned)
 
-    def _count_sent(self, work: Uncommitted) -> None:
-        self._metrics.count_sent(work.outputs)
-        for change in work.changes:
-            self._metrics.records_out.labels(change.table.changelog.name).inc(len(change.changes))
-
     async def _spill(self) -> None:
         """Send outputs before the commit that they belong to, because there are too many.
         Shielded: an agent's own timeout must not take back what has left the outbox. An agent
@@ -329,17 +334,16 @@ class Pipeline:
 
     def _send_early(self, records: list[OutgoingRecord]) -> None:
         try:
-            self._producer.send(records)
+            self._send(records)
         except StreamingError as error:
             self._aborted = error
-            return
-        self._metrics.count_sent(records)
 
     # assign, restore, revoke: on the broker thread, inside its poll
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         self._metrics.rebalances.labels("assigned").inc()
         self._assigned.update(partitions)
+        self.has_progressed |= not self._app.agents
         self._to_open.extend(partitions)
         self._metrics.partitions.set(len(self._assigned))
         return {}
@@ -500,11 +504,12 @@ class Pipeline:
 
     async def _close(self) -> None:
         self._closing = True
-        for running in self._agents:
-            await running.cancel()
-        self._agents = []
-        await self._thread.call(self._disconnect)
-        self._thread.close()
+        try:
+            for running in self._agents:
+                await running.cancel()
+            self._agents = []
+        finally:
+            await self._thread.call(self._disconnect)
 
     def _disconnect(self) -> None:
         with ExitStack() as closing:  # all of them, whichever fails; the consumer first

@@ -9,6 +9,7 @@ changelog, so that it is only a nearer place to restore from.
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -30,7 +31,8 @@ class StateFolder:
 
     def adopt(self, tables: Iterable[str]) -> None:
         """Take over what ratestream 0.1, with one instance for each data folder, kept one level
-        higher. What another instance has taken over meanwhile is rebuilt from the changelog."""
+        higher. What another instance has taken over meanwhile is rebuilt from the changelog.
+        Raises `StateError` for what cannot be moved."""
         for table in tables:
             old, new = self.path.parent / table, self.path / table
             if table.isdigit() or not old.is_dir():
@@ -42,6 +44,12 @@ class StateFolder:
                 old.rename(new)
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                raise StateError(
+                    f"the state folder {old} cannot be moved to {new} ({error.strerror}): make "
+                    f"both writable for the user of this process (chown -R {os.geteuid()}), or "
+                    "move it away: its table is rebuilt from the changelog"
+                ) from error
             log.info("old_state_adopted", path=str(old), to=str(new))
 
     def close(self) -> None:
@@ -60,7 +68,8 @@ def _first_free(of_app: Path, max_instances: int) -> tuple[IO[bytes], Path]:
     except OSError as error:
         raise StateError(
             f"the state folder {of_app} cannot be written ({error.strerror}): "
-            "make it writable, or set another data_dir"
+            f"make it writable for the user of this process (chown -R {os.geteuid()}), move it "
+            "away (tables are rebuilt from the changelog), or set another data_dir"
         ) from error
     raise StateError(
         f"the state folder {of_app} is shared by {max_instances} instances already, and "

@@ -67,16 +67,20 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class TopicDescription:
-    """What a topic is, in the units of `TopicSpec`.
-
-    `topic_id` changes when a topic is deleted and made again. `replication_factor` is that of the
-    partition with the fewest replicas. `cleanup_policy` may be "compact,delete" as well.
-    """
+    """What a topic is. `topic_id` changes when it is deleted and made again; `replication_factor`
+    is that of the partition with the fewest replicas."""
 
     name: str
     topic_id: str
     partitions: int
     replication_factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicConfig:
+    """How a topic is configured, in the units of `TopicSpec`. `cleanup_policy` may be
+    "compact,delete" as well."""
+
     cleanup_policy: str
     retention_ms: int
     max_message_bytes: int
@@ -246,6 +250,11 @@ class Broker(Protocol):
 
     def describe_topics(self, names: Sequence[str]) -> dict[str, TopicDescription]:
         """What exists of these; missing ones are absent. Raises `BrokerError`."""
+        ...
+
+    def topic_configs(self, names: Sequence[str]) -> dict[str, TopicConfig]:
+        """The configuration of those that exist, which Kafka's ACLs allow by a right of its own
+        (DESCRIBE_CONFIGS). Raises `BrokerError`."""
         ...
 
     def is_reachable(self) -> bool:

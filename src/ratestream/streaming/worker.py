@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -16,6 +16,7 @@ import structlog
 from ratestream.streaming.app import App
 from ratestream.streaming.errors import (
     AccessError,
+    AuthorizationError,
     BrokerError,
     ConfigurationError,
     StreamingError,
@@ -23,7 +24,7 @@ from ratestream.streaming.errors import (
 )
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import AcknowledgedOutbox
-from ratestream.streaming.pipeline import Identity, Pipeline
+from ratestream.streaming.pipeline import BrokerThread, Identity, Pipeline
 from ratestream.streaming.statefolder import StateFolder
 from ratestream.streaming.types import Broker, TopicSpec, WorkerConfig
 from ratestream.streaming.web import WebServer, build_web
@@ -72,6 +73,7 @@ class Worker:
         self._broker = broker
         self._config = config
         self._metrics = self._new_metrics()
+        self._thread = BrokerThread(f"{app.id}-broker")
         self._pipeline: Pipeline | None = None
         self._outbox: AcknowledgedOutbox | None = None
         self._stopping = asyncio.Event()
@@ -82,11 +84,9 @@ class Worker:
         app = self.app
         dead_letter = app.dead_letter.name if app.dead_letter else None
         metrics = WorkerMetrics(app.registry, Path(self._config.data_dir), dead_letter)
-        metrics.expect(
-            inputs={agent.topic.name for agent in app.agents},
-            outputs=[spec.name for spec in app.topic_specs()],
-            tables=app.tables,
-        )
+        inputs = {agent.topic.name for agent in app.agents}
+        outputs = {spec.name for spec in app.topic_specs()} - inputs
+        metrics.expect(inputs, outputs, app.tables)
         metrics.broker_up.set_function(self._has_broker)
         metrics.ready.set_function(lambda: not self.readiness())
         return metrics
@@ -152,7 +152,7 @@ class Worker:
         try:
             await web.start()
             self.address = web.address
-            with self._tables_folder() as folder:
+            async with self._tables_folder() as folder:
                 await self._live(folder)
             self._transition_to(WorkerState.STOPPING)
         except asyncio.CancelledError:
@@ -162,20 +162,24 @@ class Worker:
             self._transition_to(WorkerState.FAILED)
             raise
         finally:
+            self._thread.close()
             await web.stop()
             if self.state is WorkerState.STOPPING:
                 self._transition_to(WorkerState.STOPPED)
 
-    @contextmanager
-    def _tables_folder(self) -> Iterator[Path]:
+    @asynccontextmanager
+    async def _tables_folder(self) -> AsyncIterator[Path]:
         """Where tables are kept, and by this instance alone; without tables nothing is claimed."""
         of_app = Path(self._config.data_dir) / self.app.id
         if not self.app.tables:
             yield of_app
             return
-        with closing(StateFolder(of_app, self._config.max_instances)) as own:
+        own = StateFolder(of_app, self._config.max_instances)
+        try:
             own.adopt(self.app.tables)
             yield own.path
+        finally:
+            await self._thread.call(own.close)  # after the stores, even when this is cancelled
 
     async def _live(self, folder: Path) -> None:
         self._transition_to(WorkerState.CONNECTING)
@@ -214,7 +218,9 @@ class Worker:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            while not all(task.done() for task in tasks):  # what they own is closed after them
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait(tasks)
         for task in done:
             if task.cancelled():
                 raise StreamingError(f"{self.app.id}: something that a task awaited was cancelled")
@@ -227,12 +233,20 @@ class Worker:
         attempt = -1
         while not self._stopping.is_set():
             self._pipeline = Pipeline(
-                self.app, self._broker, self._config, self._metrics, identity, folder
+                self.app,
+                self._broker,
+                self._config,
+                self._metrics,
+                self._thread,
+                identity,
+                folder,
             )
             try:
                 await self._pipeline.run(self._stopping)
             except BrokerError as error:
                 self._has_progressed |= self._pipeline.has_progressed
+                if isinstance(error, AuthorizationError) and not self._has_progressed:
+                    raise ConfigurationError(str(error)) from error
                 attempt = 0 if self._pipeline.has_progressed else attempt + 1
                 await self._back_off(attempt, error)
                 self._transition_to(WorkerState.RUNNING)
@@ -245,6 +259,8 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 return await asyncio.to_thread(self._identify)
+            except AccessError as error:
+                raise ConfigurationError(str(error)) from error
             except BrokerError as error:
                 attempt += 1
                 await self._back_off(attempt, error)
@@ -290,11 +306,8 @@ class Worker:
                 )
 
     async def _back_off(self, attempt: int, error: BrokerError) -> None:
-        """Wait, longer each time, with jitter; say so once. Raises `ConfigurationError` for a
-        refusal when nothing has worked yet."""
+        """Wait, longer each time, with jitter; say so once, and when it becomes a refusal."""
         is_refusal = isinstance(error, AccessError)
-        if is_refusal and not self._has_progressed:
-            raise ConfigurationError(str(error)) from error
         is_news = attempt == 0 or (is_refusal and str(error) != self._waiting_for)
         self._transition_to(WorkerState.WAITING)
         self._waiting_for = str(error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from ratestream.settings import SERVICES, PostgresSettings, Settings, load
+from ratestream.settings import SERVICES, Settings, load
 from ratestream.up.errors import StartError
 
 if TYPE_CHECKING:
@@ -23,6 +23,17 @@ __all__ = ["StartError", "load_settings", "up"]
 
 DEFAULTS = {"postgres.retention_days": 30}
 """What is left running on a laptop for weeks has to stay within bounds."""
+
+_OF_ANOTHER_POSTGRES = (
+    "password",
+    "ssl_mode",
+    "ssl_ca_location",
+    "ssl_certificate_location",
+    "ssl_key_location",
+    "loader_role",
+    "gateway_role",
+)
+"""Settings that say nothing of the Postgres built in, which has one user and a socket."""
 
 _SERVICES_STOP_SECONDS = 3.0
 _MAINTENANCE_SECONDS = 1.0
@@ -111,12 +122,8 @@ async def _postgres(settings: Settings) -> AsyncIterator[Settings]:
     try:
         await asyncio.to_thread(server.start)
         await upgrade(server.url)
-        given = settings.postgres
-        section = PostgresSettings(
-            url=SecretStr(server.url),
-            pool_size=given.pool_size,
-            retention_days=given.retention_days,
-        )
+        ours = {"url": SecretStr(server.url), **dict.fromkeys(_OF_ANOTHER_POSTGRES)}
+        section = settings.postgres.model_copy(update=ours)
         yield settings.model_copy(update={"postgres": section})
     finally:
         await asyncio.to_thread(server.stop)

@@ -3,13 +3,21 @@
 A connection carries one operation and its answer, each one line of JSON: `{"result": …}`, or
 `{"error": …}` with the line that people see. Who may open the socket, its owner alone, may do all
 that the process may.
+
+Each bound leaves room for those inside it:
+
+    125 s  `ask`, for the request and its answer
+    120 s  an operation (`OPERATION_SECONDS`)
+     45 s  one check of the doctor (`doctor.CHECK_SECONDS`)
+     30 s  reading dead letters; waiting for a group's coordinator
+     10 s  a question to Kafka (`kafka.request_timeout`); 5 s a connection to Postgres, or a
+           service's health
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,10 +27,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ratestream.operations.advice import advised
 from ratestream.operations.deployment import Deployment, Operation
 from ratestream.operations.errors import OperationError
 from ratestream.operations.registry import decode_operation, encode_operation, result_type
-from ratestream.settings import SettingsError
+from ratestream.settings import SettingsError, runtime_folder
 from ratestream.storage.errors import StorageError
 from ratestream.streaming import StreamingError
 
@@ -33,6 +42,7 @@ OPERATION_SECONDS = 120.0
 OPERATIONS_AT_ONCE = 16
 
 _NAME = "control.sock"
+_FOLDER_PREFIX = "ratestream-"
 _SOCKET_PATH_BYTES = 100
 _EXPECTED = (OperationError, SettingsError, StorageError, StreamingError)
 
@@ -50,7 +60,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
 async def serving(data_dir: Path, deployment: Deployment) -> AsyncIterator[None]:
     """Answer for as long as the block runs. The caller holds the data folder's lock."""
     path = data_dir / _NAME
-    path.unlink(missing_ok=True)  # left by one that was killed
+    _remove(path)  # left by one that was killed
     folder = _short_folder(path)
     listener = _listening(folder / _NAME)
     if folder != data_dir:
@@ -69,9 +79,7 @@ async def serving(data_dir: Path, deployment: Deployment) -> AsyncIterator[None]
         yield
     finally:
         server.close()
-        path.unlink(missing_ok=True)
-        if folder != data_dir:
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove(path)
 
 
 async def ask(data_dir: Path, operation: Operation[R]) -> R:
@@ -124,7 +132,7 @@ async def _answered(reader: asyncio.StreamReader, deployment: Deployment) -> byt
     except ValueError:
         return _error(f"an operation of more than {REQUEST_BYTES} bytes")
     except _EXPECTED as error:
-        return _error(" ".join(str(error).split()))
+        return _error(" ".join(advised(error, deployment).split()))
     return msgspec.json.encode(Answer(msgspec.Raw(msgspec.json.encode(result))))
 
 
@@ -150,7 +158,18 @@ def _short_folder(path: Path) -> Path:
     one necessary."""
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
         return path.parent
-    return Path(tempfile.mkdtemp(prefix="ratestream-"))
+    return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=runtime_folder()))
+
+
+def _remove(path: Path) -> None:
+    """The socket, and if it was reached by a link, the folder made for it."""
+    if path.is_symlink():
+        target = path.readlink()
+        if target.parent.name.startswith(_FOLDER_PREFIX):
+            target.unlink(missing_ok=True)
+            with suppress(OSError):  # it is gone, or holds what is not ours
+                target.parent.rmdir()
+    path.unlink(missing_ok=True)
 
 
 def _reachable(data_dir: Path) -> Path:

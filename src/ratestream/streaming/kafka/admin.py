@@ -18,7 +18,7 @@ class Admin:
     its connections have to say is taken in with each."""
 
     def __init__(self, kafka: KafkaConfig, reachability: Reachability) -> None:
-        self._connections = Connections(kafka, reachability, looks=True)
+        self._connections = Connections(kafka, reachability)
         settings = {
             **kafka.settings("ratestream-admin"),
             "log_level": 0,
@@ -29,13 +29,14 @@ class Admin:
             self.client = AdminClient(settings)
 
     @contextmanager
-    def asking(self, question: str) -> Iterator[None]:
+    def asking(self, question: str, *, look: bool = False) -> Iterator[None]:
+        """With `look` a certificate that is not trusted is looked at."""
         self.client.poll(0)
         try:
             yield
         except KafkaException as exc:
             self.client.poll(0)
-            raise self._connections.error(f"asked {question}", error_of(exc)) from exc
+            raise self._connections.error(f"asked {question}", error_of(exc), look=look) from exc
         self._connections.are_well()
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from ratestream.streaming.kafka.producer import KafkaProducer
 from ratestream.streaming.types import (
     ConsumerConfig,
     ProducerConfig,
+    TopicConfig,
     TopicDescription,
     TopicSpec,
 )
@@ -60,16 +61,17 @@ class KafkaBroker:
         return KafkaProducer(self._config, config, self._reachability)
 
     def cluster_id(self) -> str:
-        """A refusal is known as soon as Kafka has told it, which is before `request_timeout`."""
+        """A refusal by the only server there is ends the question before `request_timeout`."""
         deadline = time.monotonic() + self._config.request_timeout
-        with self._admin.asking("its cluster id"):
+        is_alone = "," not in self._config.bootstrap_servers
+        with self._admin.asking("its cluster id", look=True):
             while True:
                 remaining = max(0.0, deadline - time.monotonic())
                 timeout = min(remaining, FIRST_ANSWER_SECONDS)
                 try:
                     return self._admin.client.cluster_id(timeout=timeout)
                 except KafkaException:
-                    if timeout == remaining or self._admin.is_refused():
+                    if timeout == remaining or (is_alone and self._admin.is_refused()):
                         raise
 
     def create_topics(self, specs: Sequence[TopicSpec]) -> None:
@@ -92,8 +94,18 @@ class KafkaBroker:
             TopicCollection(list(names)), request_timeout=self._config.request_timeout
         )
         found = self._existing(futures, "to describe")
-        settings = self._topic_settings(list(found))
-        return {name: _description(found[name], settings[name]) for name in settings}
+        return {name: _description(topic) for name, topic in found.items()}
+
+    def topic_configs(self, names: Sequence[str]) -> dict[str, TopicConfig]:
+        if not names:
+            return {}
+        futures = self._admin.client.describe_configs(
+            [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names],
+            request_timeout=self._config.request_timeout,
+        )
+        by_name = {resource.name: future for resource, future in futures.items()}
+        found = self._existing(by_name, "to describe the configs of")
+        return {name: _config(entries) for name, entries in found.items()}
 
     def is_reachable(self) -> bool:
         return self._reachability.trouble is None
@@ -103,21 +115,6 @@ class KafkaBroker:
 
     def close(self) -> None:
         self._admin.close()
-
-    def _topic_settings(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Of those that exist, in one request."""
-        if not names:
-            return {}
-        futures = self._admin.client.describe_configs(
-            [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names],
-            request_timeout=self._config.request_timeout,
-        )
-        by_name = {resource.name: future for resource, future in futures.items()}
-        found = self._existing(by_name, "to describe the configs of")
-        return {
-            name: {setting: entry.value for setting, entry in entries.items()}
-            for name, entries in found.items()
-        }
 
     def _existing(self, answers: Mapping[str, Future[Any]], question: str) -> dict[str, Any]:
         """What was answered of each topic that there is."""
@@ -177,13 +174,18 @@ def _new_topic(spec: TopicSpec) -> NewTopic:
     )
 
 
-def _description(topic: Any, settings: Mapping[str, str]) -> TopicDescription:
-    settings = {**TOPIC_DEFAULTS, **settings}
+def _description(topic: Any) -> TopicDescription:
     return TopicDescription(
         name=topic.name,
         topic_id=str(topic.topic_id),
         partitions=len(topic.partitions),
         replication_factor=min(len(partition.replicas) for partition in topic.partitions),
+    )
+
+
+def _config(entries: Mapping[str, Any]) -> TopicConfig:
+    settings = TOPIC_DEFAULTS | {name: entry.value for name, entry in entries.items()}
+    return TopicConfig(
         cleanup_policy=settings["cleanup.policy"],
         retention_ms=int(settings["retention.ms"]),
         max_message_bytes=int(settings["max.message.bytes"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import confluent_kafka as librdkafka
 from confluent_kafka import OFFSET_INVALID, IsolationLevel, KafkaError, KafkaException, Message
@@ -12,10 +12,12 @@ from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # no
 
 from ratestream.streaming.errors import BrokerError, FencedError
 from ratestream.streaming.kafka.admin import Admin
+from ratestream.streaming.kafka.calls import BoundedCalls
 from ratestream.streaming.kafka.config import KafkaConfig, consumer_settings
 from ratestream.streaming.kafka.connections import Connections, LibrdkafkaLog, Reachability
 from ratestream.streaming.kafka.errors import (
     FENCED,
+    LEADER_CHANGED,
     OUT_OF_RANGE,
     PASSING,
     UNREACHABLE,
@@ -59,6 +61,7 @@ class KafkaConsumer:
         self._config = config
         self._admin = admin
         self._connections = Connections(kafka, reachability)
+        self._calls = BoundedCalls(f"{config.client_id}-calls")
         self._listener: RebalanceListener | None = None
         self._owned: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
@@ -145,18 +148,28 @@ class KafkaConsumer:
 
     def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
         """The high one is the last stable offset: what a reader of committed records can reach."""
+        with self._admin.asking(f"for the watermarks of {name_of(partition)}"):
+            try:
+                return self._ask_watermarks(partition, timeout)
+            except KafkaException as exc:
+                if error_of(exc).code() not in LEADER_CHANGED:
+                    raise
+                # The admin client keeps the leader it knew until it is made to look again.
+                self._admin.client.list_topics(partition.topic, timeout=timeout)
+                return self._ask_watermarks(partition, timeout)
+
+    def _ask_watermarks(self, partition: TopicPartition, timeout: float) -> Watermarks:
         asked = librdkafka.TopicPartition(*partition)
         specs = (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        with self._admin.asking(f"for the watermarks of {name_of(partition)}"):
-            futures = [
-                self._admin.client.list_offsets(
-                    {asked: spec},
-                    isolation_level=IsolationLevel.READ_COMMITTED,
-                    request_timeout=timeout,
-                )[asked]
-                for spec in specs
-            ]
-            return Watermarks(*(future.result().offset for future in futures))
+        futures = [
+            self._admin.client.list_offsets(
+                {asked: spec},
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=timeout,
+            )[asked]
+            for spec in specs
+        ]
+        return Watermarks(*(future.result().offset for future in futures))
 
     def committed(
         self, partitions: Sequence[TopicPartition], timeout: float = 10.0
@@ -171,7 +184,8 @@ class KafkaConsumer:
         }
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Tries again for `request_timeout` while the error is a passing one."""
+        """Tries again for `request_timeout` while the error is a passing one; librdkafka itself
+        would wait for as long as the group has no coordinator."""
         if not offsets:
             return
         if gone := offsets.keys() - self._owned:
@@ -191,8 +205,10 @@ class KafkaConsumer:
                 self._listener.revoked(sorted(self._owned))
         finally:
             self._owned.clear()
-            self._client.close()
-            self._connections.unknown()
+            with suppress(TimeoutError):  # it waits behind a commit that has no answer
+                self._calls.call(self._client.close, self._kafka.request_timeout)
+            self._calls.end()
+            self._connections.forget()
 
     def _fetch(self, max_records: int, timeout: float) -> list[Message]:
         """`consume` alone would wait its whole timeout for the last of `max_records`."""
@@ -276,7 +292,12 @@ class KafkaConsumer:
     def _commit_once(self, offsets: Mapping[TopicPartition, int], last: bool) -> bool:
         """False when it failed but may succeed later. Raises when not, or when it is the last."""
         try:
-            raise_partition_error(self._client.commit(offsets=at(offsets), asynchronous=False))
+            self._calls.call(lambda: self._commit_now(offsets), self._kafka.request_timeout)
+        except TimeoutError as exc:
+            raise BrokerError(
+                f"Kafka at {self._kafka.bootstrap_servers} did not answer a commit of group "
+                f"{self._config.group} within request_timeout={self._kafka.request_timeout} s"
+            ) from exc
         except KafkaException as exc:
             error = error_of(exc)
             if error.code() in PASSING and not last:
@@ -285,6 +306,9 @@ class KafkaConsumer:
             doing = f"committing {names_of(offsets)} of group {self._config.group}"
             raise self._connections.error(doing, error, kind) from exc
         return True
+
+    def _commit_now(self, offsets: Mapping[TopicPartition, int]) -> None:
+        raise_partition_error(self._client.commit(offsets=at(offsets), asynchronous=False))
 
     def _on_assign(self, listener: RebalanceListener, partitions: list[TopicPartition]) -> None:
         if not partitions or self._closed:

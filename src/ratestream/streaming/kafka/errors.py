@@ -32,6 +32,12 @@ FENCED = {
     KafkaError.FENCED_MEMBER_EPOCH,
     KafkaError._ASSIGNMENT_LOST,
 }
+LEADER_CHANGED = {
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
 # A commit that meets one of these may succeed a moment later. A rebalance in progress is one: the
 # partitions that stay can be committed again as soon as the group has its new generation.
 PASSING = {
@@ -65,14 +71,21 @@ _CONNECTION_ERROR = re.compile(
     r"(?:(?:\w+://)?(?P<address>[^/ ]*)/\S+: )?(?P<what>.*?)(?: \(after .*)?", re.DOTALL
 )
 
+_INVALID_SIZE = "Invalid response size"
+
+# 'Invalid value "…" for configuration property "name"', '… value … is outside allowed range'
+_VALUE = re.compile(r"value .+(?= for configuration property| is outside allowed range)", re.DOTALL)
+
 
 @contextmanager
 def configuring(kafka: KafkaConfig) -> Iterator[None]:
     try:
         yield
     except KafkaException as exc:
-        reason = error_of(exc).str()
-        raise ConfigurationError(f"Kafka at {kafka.bootstrap_servers}: {reason}") from exc
+        reason = _VALUE.sub("value ****", error_of(exc).str().strip())
+        names = ", ".join(kafka.extra)
+        hint = f"; see the settings in extra: {names}" if names else ""
+        raise ConfigurationError(f"Kafka at {kafka.bootstrap_servers}: {reason}{hint}") from None
 
 
 def error_of(exc: KafkaException) -> KafkaError:
@@ -86,7 +99,13 @@ def reason(error: KafkaError) -> str:
 
 def what_happened(error: KafkaError) -> str:
     """A connection's error, without where and after how many milliseconds."""
-    return _parsed(error)["what"]
+    what = _parsed(error)["what"]
+    if _INVALID_SIZE in what:  # and then advises to take larger answers
+        return (
+            "what answers does not speak as Kafka does; check bootstrap_servers and "
+            "security_protocol"
+        )
+    return what
 
 
 def refusal(kafka: KafkaConfig, error: KafkaError, look: bool = False) -> str | None:

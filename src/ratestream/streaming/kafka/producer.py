@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import confluent_kafka as librdkafka
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -47,28 +48,30 @@ class KafkaProducer:
     def send(self, records: Sequence[OutgoingRecord]) -> None:
         for record in records:
             self._check_size(record)
-        for record in records:
-            self._produce(record)
-        self._client.poll(0)
+        with self._connections.translating("sending"):
+            for record in records:
+                self._produce(record)
+            self._client.poll(0)
 
     def flush(self) -> dict[TopicPartition, int]:
         # librdkafka gives a record up after the delivery timeout: the rest is for its report.
-        waiting = self._client.flush(self._config.delivery_timeout + 5.0)
+        with self._connections.translating("sending"):
+            waiting = self._client.flush(self._config.delivery_timeout + 5.0)
         offsets, self._next = self._next, {}
         if waiting or self._failed:
             raise self._delivery_error(waiting)
         if offsets:
-            self._connections.are_well()
-            self._connections.unknown()
+            self._connections.have_answered()
         return offsets
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._client.purge()
-        self._client.close()
-        self._connections.unknown()
+        for end in (self._client.purge, self._client.close):
+            with suppress(BrokerError), self._connections.translating("closing"):
+                end()
+        self._connections.forget()
 
     def _check_size(self, record: OutgoingRecord) -> None:
         size = len(record.key or b"") + len(record.value or b"")
@@ -96,6 +99,7 @@ class KafkaProducer:
                     raise BrokerError(self._full()) from None
                 self._client.poll(RETRY_SECONDS)
             except KafkaException as exc:
+                self._client.poll(0)  # raises the cause of a fatal error, which `exc` does not know
                 doing = f"sending to topic {record.topic}"
                 raise self._connections.error(doing, error_of(exc)) from exc
             else:

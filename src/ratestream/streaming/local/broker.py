@@ -10,7 +10,13 @@ from ratestream.streaming.local.consumer import LocalConsumer
 from ratestream.streaming.local.groups import Group
 from ratestream.streaming.local.producer import LocalProducer
 from ratestream.streaming.local.storage import LocalBrokerConfig, Storage, now_ms
-from ratestream.streaming.types import ConsumerConfig, ProducerConfig, TopicDescription, TopicSpec
+from ratestream.streaming.types import (
+    ConsumerConfig,
+    ProducerConfig,
+    TopicConfig,
+    TopicDescription,
+    TopicSpec,
+)
 
 
 class LocalBroker:
@@ -44,6 +50,10 @@ class LocalBroker:
     def describe_topics(self, names: Sequence[str]) -> dict[str, TopicDescription]:
         topics = self._storage.topics
         return {name: topics[name].description for name in names if name in topics}
+
+    def topic_configs(self, names: Sequence[str]) -> dict[str, TopicConfig]:
+        topics = self._storage.topics
+        return {name: topics[name].config for name in names if name in topics}
 
     def is_reachable(self) -> bool:
         return self._storage.is_open

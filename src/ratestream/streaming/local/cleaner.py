@@ -55,9 +55,9 @@ class Cleaner:
             return any(stopped)
 
     def _clean(self, topic: Topic, log: Log, now: int) -> bool:
-        if topic.description.cleanup_policy == "compact":
+        if topic.config.cleanup_policy == "compact":
             return self._compact(log, now)
-        retention_ms = topic.description.retention_ms
+        retention_ms = topic.config.retention_ms
         oldest = -1 if retention_ms < 0 else now - retention_ms
         return self._delete_oldest(log, oldest, self._excess(topic, log))
 

@@ -51,7 +51,7 @@ class LocalProducer:
         size = len(record.key or b"") + len(record.value or b"")
         for name, value in record.headers:
             size += len(name) + len(value)
-        topic = self._storage.topic(record.topic).description
+        topic = self._storage.topic(record.topic).config
         allowed = min(topic.max_message_bytes, self._config.max_message_bytes)
         if size > allowed:
             raise MessageTooLargeError(

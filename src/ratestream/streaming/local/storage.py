@@ -24,6 +24,7 @@ from ratestream.streaming.errors import BrokerError, StateError, TopicError
 from ratestream.streaming.types import (
     Headers,
     OutgoingRecord,
+    TopicConfig,
     TopicDescription,
     TopicPartition,
     TopicSpec,
@@ -122,6 +123,7 @@ class Log:
 @dataclass(frozen=True, eq=False, slots=True)
 class Topic:
     description: TopicDescription
+    config: TopicConfig
     logs: list[Log]
 
 
@@ -301,8 +303,9 @@ class Storage:
             log = self._logs.setdefault(key, Log(id_, key, Extent(*extent)))
             found.setdefault(topic, []).append(log)
         for name, topic_id, *settings in self._rows("SELECT * FROM topic"):
-            description = TopicDescription(name, topic_id, len(found[name]), 1, *settings)
-            self.topics.setdefault(name, Topic(description, found[name]))
+            description = TopicDescription(name, topic_id, len(found[name]), 1)
+            topic = Topic(description, TopicConfig(*settings), found[name])
+            self.topics.setdefault(name, topic)
 
 
 def _opened(path: Path | None, config: LocalBrokerConfig) -> sqlite3.Connection:

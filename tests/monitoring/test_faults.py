@@ -1,0 +1,239 @@
+"""Every fault of the table in docs/operations.md, seeded: its alert fires, /health/ready says why,
+it mends, the alert ends, and nothing is lost. In accelerated time, by the repository's rules."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+import trustme
+
+from ratestream.streaming.types import OutgoingRecord, ProducerConfig
+from tests.support.deployment import Deployment
+from tests.support.kafka_servers import KafkaCluster
+from tests.support.monitoring import Alert, Prometheus, wait_until
+from tests.support.processes import ServiceProcess
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def is_slow_burn(alert: Alert) -> bool:
+    """Its windows are so long that it goes on for minutes even here."""
+    return alert.is_of("ApiErrorBudgetBurning", severity="warning")
+
+
+@pytest.fixture(autouse=True)
+def mended(deployment: Deployment, watch: Prometheus) -> Iterator[None]:
+    """After each test all is well again."""
+    yield
+    deployment.wait_ready()
+    watch.wait_resolved(ignoring=is_slow_burn)
+    deployment.wait_nothing_is_lost()
+
+
+@contextmanager
+def stopped(service: ServiceProcess) -> Iterator[None]:
+    """It has ended in good order, until the end of the block."""
+    assert service.stop() == 0
+    try:
+        yield
+    finally:
+        service.start()
+
+
+@contextmanager
+def questions(url: str) -> Iterator[None]:
+    """Someone who asks, twenty times a second."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=10) as client:
+            while not ended.wait(0.05):
+                client.get("/pairs")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        asking.join()
+
+
+@asynccontextmanager
+async def locked_tables(url: str) -> AsyncIterator[None]:
+    """As someone leaves a transaction open who has changed a table by hand."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE quotes, averages IN EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()
+
+
+def reason(deployment: Deployment, service: str, *parts: str) -> None:
+    """Wait until it says that it is not ready, for this."""
+    wait_until(
+        lambda: any(part in each for each in deployment.reasons(service) for part in parts),
+        lambda: f"{service}: {deployment.reasons(service)}",
+    )
+
+
+def test_source_that_stops_answering(deployment: Deployment, watch: Prometheus) -> None:
+    with stopped(deployment["demo_server"]):
+        watch.wait_firing("SourceStale", source="demo", severity="warning")
+        alert = watch.wait_firing("SourceStale", severity="critical")
+        assert alert.annotations["runbook"] == "docs/runbooks/source-stale.md"
+        watch.wait_firing("ServiceDown", service="demo_server")
+        assert deployment.reasons("data_requester") == []
+
+
+def test_service_that_is_started_again_and_again(deployment: Deployment, watch: Prometheus) -> None:
+    processor = deployment["data_processor"]
+    instance = f"{processor.host}:{processor.port}"
+
+    def started() -> list[float]:
+        query = f'ratestream_start_timestamp_seconds{{instance="{instance}"}}'
+        return [sample.value for sample in watch.query(query)]
+
+    wait_until(lambda: started() != [], lambda: "not scraped yet")
+    for _ in range(4):
+        before = started()
+        processor.kill()
+        processor.start()
+        wait_until(lambda: started() not in ([], before), processor.output)  # noqa: B023 - called now
+    watch.wait_firing("ServiceRestarting", service="data_processor")
+
+
+def test_tables_that_somebody_locks(deployment: Deployment, watch: Prometheus) -> None:
+    async def while_locked() -> None:
+        async with locked_tables(deployment.postgres.url):
+            await asyncio.to_thread(watch.wait_firing, "LagGrowing", service="db_loader")
+            await asyncio.to_thread(watch.wait_firing, "NoCommittedProgress", service="db_loader")
+            await asyncio.to_thread(reason, deployment, "db_loader", "busy", "postgres")
+
+    asyncio.run(while_locked())
+    watch.wait_firing("LoaderBehind", service="db_loader")
+
+
+def test_loader_that_is_stopped(deployment: Deployment, watch: Prometheus) -> None:
+    with stopped(deployment["db_loader"]):
+        watch.wait_firing("ServiceDown", service="db_loader", severity="critical")
+
+
+def test_one_of_several_aggregators_that_hangs(deployment: Deployment, watch: Prometheus) -> None:
+    aggregator = deployment["data_aggregator"]
+    assert aggregator.process is not None
+    aggregator.process.send_signal(signal.SIGSTOP)
+    try:
+        instance = f"{aggregator.host}:{aggregator.port}"
+        watch.wait_firing("ServiceDown", instance=instance, severity="warning")
+        deployment.wait_nothing_is_lost()  # the others have taken over
+    finally:
+        aggregator.process.send_signal(signal.SIGCONT)
+
+
+def test_kafka_that_goes_away(
+    deployment: Deployment, kafka: KafkaCluster | None, watch: Prometheus
+) -> None:
+    if kafka is None:
+        pytest.skip("Tansu keeps nothing when it ends; .ci/run brings Apache Kafka")
+    kafka.kill(1)
+    try:
+        for service in ("data_requester", "data_processor", "data_aggregator", "db_loader"):
+            watch.wait_firing("BrokerUnreachable", service=service)
+            reason(deployment, service, "broker")
+    finally:
+        kafka.start_again()
+
+
+def test_postgres_that_goes_away(deployment: Deployment, watch: Prometheus) -> None:
+    with questions(deployment["api_gateway"].url):
+        deployment.postgres.stop()
+        try:
+            for service in ("db_loader", "api_gateway"):
+                watch.wait_firing("PostgresUnreachable", service=service)
+                reason(deployment, service, "postgres")
+            watch.wait_firing("ApiErrorBudgetBurning", service="api_gateway", severity="critical")
+            answer = httpx.get(f"{deployment['api_gateway'].url}/pairs")
+            assert answer.status_code == 503
+            assert "Retry-After" in answer.headers
+        finally:
+            deployment.postgres.start()
+        watch.wait_resolved(ignoring=is_slow_burn)
+
+
+def test_snapshot_that_cannot_be_read(deployment: Deployment, watch: Prometheus) -> None:
+    with closing(deployment.broker.producer(ProducerConfig())) as producer:
+        producer.send([OutgoingRecord("src-data", b"demo", b"no JSON")])
+        producer.flush()
+    watch.wait_firing("DeadLetters", service="data_processor")
+    assert deployment.reasons("data_processor") == []
+
+
+@pytest.fixture
+def small_disk(deployment: Deployment) -> Iterator[Path]:
+    """Where one aggregator keeps its tables: a disk of 64 MB, for as long as the test lasts."""
+    aggregator = deployment["data_aggregator"]
+    own_user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    namespace = ("unshare", *own_user, "--mount")
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mount namespaces are forbidden here")
+    script = 'mount -t tmpfs -o size=64m tmpfs "$0" && exec "$@"'
+    aggregator.stop()
+    aggregator.wrapper = (*namespace, "sh", "-c", script, str(aggregator.data_dir))
+    aggregator.start().wait_ready()
+    assert aggregator.process is not None
+    try:
+        yield Path(f"/proc/{aggregator.process.pid}/root{aggregator.data_dir}")
+    finally:
+        aggregator.wrapper = ()
+        aggregator.stop()
+        aggregator.start()
+
+
+def test_disk_that_fills(deployment: Deployment, watch: Prometheus, small_disk: Path) -> None:
+    aggregator = deployment["data_aggregator"]
+    free = os.statvfs(small_disk)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - free.f_blocks * free.f_frsize // 20))
+    instance = f"{aggregator.host}:{aggregator.port}"
+    watch.wait_firing("DiskFilling", instance=instance, severity="critical")
+    ballast.unlink()
+    watch.wait_resolved("DiskFilling")
+
+
+def certificate_until(moment: datetime, file: Path) -> Path:
+    issued = trustme.CA().issue_cert("kafka.test", not_after=moment)
+    issued.cert_chain_pems[0].write_to_path(file)
+    return file
+
+
+def restart(service: ServiceProcess, **environment: str) -> None:
+    service.stop()
+    service.environment.update(environment)
+    service.start().wait_ready()
+
+
+@pytest.mark.parametrize(("days", "severity"), [(20, "warning"), (2, "critical")])
+def test_certificate_about_to_expire(
+    deployment: Deployment, watch: Prometheus, tmp_path: Path, days: int, severity: str
+) -> None:
+    setting = "RATESTREAM_KAFKA__SSL_CA_LOCATION"
+    processor = deployment["data_processor"]
+    soon = certificate_until(datetime.now(UTC) + timedelta(days=days), tmp_path / "soon.pem")
+    restart(processor, **{setting: str(soon)})
+    watch.wait_firing("CertificateExpiring", service="data_processor", severity=severity)
+    renewed = certificate_until(datetime.now(UTC) + timedelta(days=90), tmp_path / "renewed.pem")
+    restart(processor, **{setting: str(renewed)})
