@@ -33,8 +33,12 @@ def is_slow_burn(alert: Alert) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def mended(deployment: Deployment, watch: Prometheus) -> Iterator[None]:
+def mended(kafka: KafkaCluster | None, request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test all is well again."""
+    if kafka is None:
+        pytest.skip("Tansu says wrong ends of partitions to tables; .ci/run brings Apache Kafka")
+    deployment: Deployment = request.getfixturevalue("deployment")
+    watch: Prometheus = request.getfixturevalue("watch")
     yield
     deployment.wait_ready()
     watch.wait_resolved(ignoring=is_slow_burn)
@@ -145,10 +149,8 @@ def test_one_of_several_aggregators_that_hangs(deployment: Deployment, watch: Pr
 
 
 def test_kafka_that_goes_away(
-    deployment: Deployment, kafka: KafkaCluster | None, watch: Prometheus
+    deployment: Deployment, kafka: KafkaCluster, watch: Prometheus
 ) -> None:
-    if kafka is None:
-        pytest.skip("Tansu keeps nothing when it ends; .ci/run brings Apache Kafka")
     kafka.kill(1)
     try:
         for service in ("data_requester", "data_processor", "data_aggregator", "db_loader"):
