@@ -433,14 +433,15 @@ def test_doctor_asks_sources_when_told(nowhere: Command) -> None:
     assert any(each.startswith("wrong source demo: gives no rates: ") for each in lines)
 
 
-def test_doctor_finds_a_folder_that_cannot_be_written() -> None:
+def test_doctor_finds_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with closing(LocalBroker(None)) as broker:
         here = Deployment(Settings(data_dir=Path("/proc/none/such")), lambda: broker, {})
         (finding,) = disk(here)
         assert finding.severity is Severity.WRONG
         assert finding.text.startswith("/proc/none/such cannot be written: ")
-        (finding,) = disk(replace(here, settings=Settings(data_dir=Path("/nowhere/yet"))))
-        assert finding.text.endswith(" GiB are free for /nowhere/yet")
+        new = tmp_path / "not" / "yet"
+        (finding,) = disk(replace(here, settings=Settings(data_dir=new)))
+        assert finding.text.endswith(f" GiB are free for {new}")
 
 
 def test_results_can_be_read_by_machines(nowhere: Command) -> None:

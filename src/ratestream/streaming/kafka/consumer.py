@@ -71,6 +71,7 @@ class KafkaConsumer:
         self._rebalanced = False
         self._moved: set[TopicPartition] = set()
         self._closed = False
+        self._is_revoking = False
         # Whether this poll came too late for the group, which has shared the partitions out anew.
         self._is_late = False
         self._polled_at = time.monotonic()
@@ -292,7 +293,10 @@ class KafkaConsumer:
     def _commit_once(self, offsets: Mapping[TopicPartition, int], last: bool) -> bool:
         """False when it failed but may succeed later. Raises when not, or when it is the last."""
         try:
-            self._calls.call(lambda: self._commit_now(offsets), self._kafka.request_timeout)
+            if self._is_revoking:  # inside a poll no other thread's call is served
+                self._commit_now(offsets)
+            else:
+                self._calls.call(lambda: self._commit_now(offsets), self._kafka.request_timeout)
         except TimeoutError as exc:
             raise BrokerError(
                 f"Kafka at {self._kafka.bootstrap_servers} did not answer a commit of group "
@@ -328,10 +332,12 @@ class KafkaConsumer:
     def _on_revoke(self, listener: RebalanceListener, partitions: list[TopicPartition]) -> None:
         if self._is_late:  # librdkafka had it ready before it knew
             return self._on_lost(listener, partitions)
+        self._is_revoking = True
         try:
             if mine := [each for each in partitions if each in self._owned]:
                 listener.revoked(mine)
         finally:
+            self._is_revoking = False
             self._forget(partitions)
 
     def _on_lost(self, listener: RebalanceListener, partitions: list[TopicPartition]) -> None:
