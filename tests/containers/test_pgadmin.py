@@ -43,7 +43,7 @@ def install(version: str) -> Path:
     finished = folder / "finished"
     if not finished.exists():
         run(sys.executable, "-m", "venv", "--clear", str(folder))
-        pip = (str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:")
+        pip = (str(python), "-m", "pip", "install", "--quiet", "--prefer-binary")
         run(*pip, f"pgadmin4=={version}", seconds=400)
         finished.touch()
     return python
