@@ -337,7 +337,8 @@ def test_a_service_has_time_to_stop(config):
     assert WorkerConfig().drain_timeout < 30 / 2
 
 
-def test_the_mounted_settings_are_settings(config):
+def test_the_mounted_settings_are_settings(config, monkeypatch):
+    monkeypatch.delenv("RATESTREAM_KAFKA__BOOTSTRAP_SERVERS", raising=False)  # of the tests' Kafka
     settings = load(Path(config["configs"]["settings"]["file"]))
     assert settings.kafka.bootstrap_servers == "kafka:9092"
     assert not settings.runtime.create_topics
