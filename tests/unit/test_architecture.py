@@ -38,7 +38,7 @@ STREAMING_LAYERS = tuple(
     (f"ratestream.streaming.{name}",)
     for name in (
         *("errors", "types", "codecs", "store", "statefolder", "disk", "metrics", "kafka"),
-        *("local", "outbox", "topics", "tables", "streams", "timers", "app", "pipeline"),
+        *("local", "outbox", "topics", "tables", "sinks", "streams", "timers", "app", "pipeline"),
         *("web", "worker", "testing"),
     )
 )

@@ -23,12 +23,15 @@ from ratestream.streaming.errors import (
     DeliveryError,
     FencedError,
     MessageTooLargeError,
+    StalledError,
     StateError,
     StoreError,
     StreamingError,
     TopicError,
+    TransactionAbortedError,
 )
-from ratestream.streaming.streams import Event, Stream
+from ratestream.streaming.sinks import Move, OffsetKeeper
+from ratestream.streaming.streams import Batch, Event, Stream
 from ratestream.streaming.tables import Table
 from ratestream.streaming.topics import Topic
 from ratestream.streaming.types import (
@@ -48,6 +51,7 @@ __all__ = [
     "AgentError",
     "App",
     "AuthorizationError",
+    "Batch",
     "Broker",
     "BrokerError",
     "ConfigurationError",
@@ -57,9 +61,12 @@ __all__ = [
     "Event",
     "FencedError",
     "MessageTooLargeError",
+    "Move",
+    "OffsetKeeper",
     "OutgoingRecord",
     "ProducerConfig",
     "Record",
+    "StalledError",
     "StateError",
     "StoreError",
     "Stream",
@@ -69,6 +76,7 @@ __all__ = [
     "TopicError",
     "TopicPartition",
     "TopicSpec",
+    "TransactionAbortedError",
     "Worker",
     "WorkerConfig",
     "WorkerState",

@@ -8,11 +8,13 @@ StreamingError
 │   ├── AccessError         the broker refuses who we are, or what we ask for
 │   │   └── AuthorizationError  it knows who we are, and its ACLs do not allow it
 │   ├── DeliveryError       a record was not acknowledged
-│   └── FencedError         another consumer owns the partition now
+│   ├── FencedError         another consumer owns the partition, or another producer the id now
+│   ├── TransactionAbortedError  nothing of the transaction happened; it can be tried again
 ├── StoreError              a table cannot be written to the disk; the changelog has it
 ├── DecodeError             bytes that are not what the topic declares
 ├── MessageTooLargeError    a record larger than the topic takes
-└── AgentError              an agent's code raised, or returned
+├── AgentError              an agent's code raised, or returned
+└── StalledError            nothing is committed any more, though there is something to read
 """
 
 from __future__ import annotations
@@ -55,7 +57,12 @@ class DeliveryError(BrokerError):
 
 
 class FencedError(BrokerError):
-    """A commit for a partition that this consumer no longer owns."""
+    """A commit for a partition that this consumer no longer owns, or by a producer whose
+    transactional id another one has taken: nothing of it happened."""
+
+
+class TransactionAbortedError(BrokerError):
+    """Nothing of the transaction happened, and its producer can begin another."""
 
 
 class StoreError(StreamingError):
@@ -73,3 +80,8 @@ class MessageTooLargeError(StreamingError):
 
 class AgentError(StreamingError):
     """An agent raised or returned; names the agent, and the record it was at."""
+
+
+class StalledError(StreamingError):
+    """A worker has committed nothing for `progress_timeout`, though there is something to read and
+    the broker answers: it ends, since waiting has not helped."""

@@ -10,12 +10,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ratestream.streaming.errors import AgentError, ConfigurationError
+from ratestream.streaming.sinks import Move
 from ratestream.streaming.topics import AnyTopic, Work, current_work
 from ratestream.streaming.types import Headers, OutgoingRecord, Record, TopicPartition
 
@@ -30,6 +39,33 @@ class Event(NamedTuple):
     key: Any
     value: Any
     record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[V]):
+    """Events, in the order read, and where their sink stands before them."""
+
+    events: Sequence[Event]
+    starts: Mapping[TopicPartition, int | None]
+
+    @property
+    def values(self) -> list[V]:
+        return [event.value for event in self.events]
+
+    @property
+    def moves(self) -> list[Move]:
+        """What the sink has to be moved by, in one transaction with the values."""
+        ends = self._ends()
+        return [Move(partition, self.starts.get(partition), end) for partition, end in ends.items()]
+
+    def halves(self) -> tuple[Batch[V], Batch[V]]:
+        """To be written one after the other: the second starts where the first ends."""
+        middle = len(self.events) // 2
+        first: Batch[V] = Batch(self.events[:middle], self.starts)
+        return first, Batch(self.events[middle:], {**self.starts, **first._ends()})
+
+    def _ends(self) -> dict[TopicPartition, int]:
+        return {each.record.topic_partition: each.record.offset + 1 for each in self.events}
 
 
 class Stream(Generic[V]):

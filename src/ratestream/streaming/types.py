@@ -99,11 +99,13 @@ class ConsumerConfig:
 
     `offset_reset` says where a partition without a committed offset starts, and what an offset
     out of range means: "error" raises `OffsetOutOfRange` from `poll`. Times are seconds, sizes
-    bytes; `buffer_bytes` bounds what is fetched ahead.
+    bytes; `buffer_bytes` bounds what is fetched ahead. With an `instance_id` it is a static member
+    of the group: its partitions stay its own while it is away for less than `session_timeout`.
     """
 
     group: str | None = None
     client_id: str = "ratestream"
+    instance_id: str | None = None
     offset_reset: Literal["earliest", "latest", "error"] = "earliest"
     session_timeout: float = 10.0
     heartbeat_interval: float = 1.0
@@ -116,12 +118,14 @@ class ProducerConfig:
     """How a producer writes: always idempotent, always acknowledged by all in-sync replicas.
 
     A record not acknowledged within `delivery_timeout` seconds has failed. At most
-    `buffer_bytes` and `buffer_records` wait to be sent; `send` waits when they are full.
+    `buffer_bytes` and `buffer_records` wait to be sent; `send` waits when they are full. A
+    transaction still open after `transaction_timeout` seconds is aborted by the broker.
     """
 
     client_id: str = "ratestream"
     linger: float = 0.005
     delivery_timeout: float = 60.0
+    transaction_timeout: float = 10.0
     buffer_bytes: int = 64 * 1024 * 1024
     buffer_records: int = 200_000
     max_message_bytes: int = 8 * 1024 * 1024
@@ -192,7 +196,13 @@ class Consumer(Protocol):
         ...
 
     def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
-        """Asked of the broker, not of a cache. Raises `BrokerError`."""
+        """Asked of the broker, not of a cache. What is behind an open transaction does not count:
+        it cannot be read yet. Raises `BrokerError`."""
+        ...
+
+    def log_end(self, partition: TopicPartition, timeout: float = 10.0) -> int:
+        """The next offset to be written, open transactions included: a reader's position gets
+        there when they have ended, whichever way. Raises `BrokerError`."""
         ...
 
     def committed(
@@ -232,12 +242,63 @@ class Producer(Protocol):
         ...
 
 
+class TransactionalProducer(Protocol):
+    """Writes records and a group's offsets together or not at all: `begin`, `send` any number of
+    times, then `commit` or `abort`. Used by one thread at a time.
+
+    Of all producers with one transactional id the one made last is the only one that can commit.
+    After any error but `TransactionAbortedError` a producer is of no more use than to be closed;
+    the next one with its id finds out, when it is made, what became of the transaction.
+    """
+
+    def begin(self) -> None: ...
+
+    def send(self, records: Sequence[OutgoingRecord]) -> None:
+        """As `Producer.send`, into the open transaction. `MessageTooLargeError` leaves it open."""
+        ...
+
+    def commit(
+        self, offsets: Mapping[TopicPartition, int], consumer: Consumer
+    ) -> dict[TopicPartition, int]:
+        """Everything sent since `begin`, and `offsets` as committed by `consumer` for its group.
+        Returns, for each partition written, the next offset after the last record written there;
+        the transaction's end may stand at it.
+
+        Raises `TransactionAbortedError` (also when the group has given a partition to another
+        consumer, and when a record was not acknowledged), `MessageTooLargeError` as `flush` does
+        and then aborted as well, `FencedError` when another producer has the transactional id: in
+        all of these nothing has happened. Any other `BrokerError` may be raised after it happened.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Nothing sent since `begin` has happened. Raises `BrokerError`."""
+        ...
+
+    def close(self) -> None:
+        """Abort what is open, as far as the broker can be reached, and release everything."""
+        ...
+
+
 class Broker(Protocol):
     """Where topics live. Safe to share between threads; what it makes is not."""
 
     def consumer(self, config: ConsumerConfig) -> Consumer: ...
 
     def producer(self, config: ProducerConfig) -> Producer: ...
+
+    def transactional_producer(
+        self, config: ProducerConfig, transactional_id: str
+    ) -> TransactionalProducer:
+        """Fences the producer that had this id before; what that one left open is aborted, or
+        complete, when this returns. Raises `BrokerError` when it cannot be had in time."""
+        ...
+
+    def require_transactions(self, probe: str, transactional_id: str) -> None:
+        """Find out, by using the topic `probe`, whether transactions do here what Apache Kafka's
+        do. Raises `ConfigurationError` that names what is missing, `BrokerError` when it cannot be
+        found out now."""
+        ...
 
     def cluster_id(self) -> str:
         """Names the cluster for ever. Raises `BrokerError` when it cannot be asked."""
@@ -276,7 +337,11 @@ class WorkerConfig:
     A commit happens every `commit_interval` or `commit_max_records`, whichever is first, and
     sooner when the input is drained. `drain_timeout` bounds how long a rebalance or a stop waits
     for agents; then their work is dropped and will be read again. At most `max_instances` workers
-    of one app can share `data_dir`.
+    of one app can share `data_dir`. The broker aborts a transaction open for longer than
+    `transaction_timeout`. With `standby` every instance also keeps, up to date, the tables of the
+    partitions that it does not own. With `static_membership` a restart within `session_timeout`
+    keeps its partitions. A worker that has committed nothing for `progress_timeout`, against a
+    lag, ends; after half of that it is not ready.
     """
 
     host: str = "127.0.0.1"
@@ -295,6 +360,10 @@ class WorkerConfig:
     max_poll_interval: float = 300.0
     fetch_buffer_bytes: int = 32 * 1024 * 1024
     delivery_timeout: float = 60.0
+    transaction_timeout: float = 10.0
+    progress_timeout: float = 300.0
+    standby: bool = False
+    static_membership: bool = False
     retry_backoff_min: float = 0.5
     retry_backoff_max: float = 30.0
     create_topics: bool = True
