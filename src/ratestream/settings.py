@@ -45,7 +45,7 @@ from ratestream.sources.config import (
     PairName,
     SourceSettings,
 )
-from ratestream.streaming.types import WorkerConfig
+from ratestream.streaming.types import ProcessingGuarantee, WorkerConfig
 
 if TYPE_CHECKING:
     from ratestream.storage.roles import Roles
@@ -181,6 +181,11 @@ class KafkaSettings(Section):
         default="cooperative-sticky",
         description="How a group shares partitions: `cooperative-sticky` moves only those that "
         "must move, `range` stops all for a moment.",
+    )
+    group_protocol: Literal["classic", "consumer"] = Field(
+        default="classic",
+        description="How instances agree on who reads what: `consumer` is the protocol of Kafka 4 "
+        "(KIP-848), which shares partitions out itself and has its time limits at the broker.",
     )
     extra: dict[str, SecretStr] = Field(
         default={},
@@ -429,6 +434,30 @@ class RuntimeSettings(Section):
         le=600,
         description="Seconds after which an unacknowledged record has failed.",
     )
+    transaction_timeout: float = Field(
+        default=10.0,
+        ge=1,
+        le=900,
+        description="Seconds after which Kafka aborts a transaction that a dead instance left "
+        "open; readers wait for it.",
+    )
+    progress_timeout: float = Field(
+        default=300.0,
+        ge=5,
+        le=86_400,
+        description="Seconds without a commit, against a lag and for no reason that is known, "
+        "after which a service ends; after half of them it is not ready.",
+    )
+    standby: bool = Field(
+        default=False,
+        description="Every instance also keeps the tables of the partitions that it does not own, "
+        "so that it takes them over in seconds.",
+    )
+    static_membership: bool = Field(
+        default=False,
+        description="An instance that comes back within `session_timeout` gets its partitions "
+        "again, and no others are moved meanwhile.",
+    )
     retry_backoff_min: float = Field(
         default=0.5, gt=0, le=60, description="Seconds before the first attempt after a failure."
     )
@@ -525,7 +554,17 @@ class DataRequesterSettings(ServiceSection):
         return sources
 
 
-class DataProcessorSettings(ServiceSection):
+class ExactlyOnceSection(ServiceSection):
+    """A service whose input, tables and output are Kafka's."""
+
+    processing_guarantee: ProcessingGuarantee = Field(
+        default="exactly_once",
+        description="`exactly_once` needs transactions of the broker; with `at_least_once` some "
+        "records are repeated after a failure.",
+    )
+
+
+class DataProcessorSettings(ExactlyOnceSection):
     """Checks snapshots and splits them into quotes."""
 
     port: int = _port(8004)
@@ -537,7 +576,7 @@ class DataProcessorSettings(ServiceSection):
     )
 
 
-class DataAggregatorSettings(ServiceSection):
+class DataAggregatorSettings(ExactlyOnceSection):
     """Keeps the mean of each pair's last quotes."""
 
     port: int = _port(8005)

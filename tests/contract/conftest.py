@@ -16,5 +16,12 @@ NOT_ON_TANSU = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name = getattr(item, "originalname", None)
-        if name in NOT_ON_TANSU and "[tansu" in item.name:
-            item.add_marker(pytest.mark.skip(reason=f"Tansu: {NOT_ON_TANSU[name]}"))
+        if "[tansu" not in item.name:
+            continue
+        if item.path.name == "test_transactions.py":
+            reason = "shows aborted transactions, and an open one for ever"
+        elif name in NOT_ON_TANSU:
+            reason = NOT_ON_TANSU[name]
+        else:
+            continue
+        item.add_marker(pytest.mark.skip(reason=f"Tansu: {reason}"))

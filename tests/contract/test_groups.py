@@ -3,73 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from ratestream.streaming.errors import BrokerError
 from ratestream.streaming.types import (
-    Broker,
-    Consumer,
     ConsumerConfig,
     OffsetOutOfRange,
     OutgoingRecord,
-    Record,
     TopicPartition,
 )
-from tests.support.brokers import patiently, read, send, values
+from tests.support.brokers import GROUP_BROKER_KINDS, patiently, read, send, values
+from tests.support.members import Member, poll_until
 
 
-class Member:
-    """A consumer that resumes what it is assigned, and commits what it has read when that is
-    taken away. `journal` is shared: what happened to whom, in order."""
-
-    def __init__(
-        self,
-        broker: Broker,
-        config: ConsumerConfig,
-        *topics: str,
-        journal: list[tuple[str, Member, TopicPartition]] | None = None,
-    ) -> None:
-        self.consumer: Consumer = broker.consumer(config)
-        self.records: list[Record] = []
-        self.journal = [] if journal is None else journal
-        self.starts: dict[TopicPartition, int] = {}
-        self.resumes = True
-        self.consumer.subscribe(topics, self)
-
-    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-        self.journal += [("assigned", self, partition) for partition in partitions]
-        return self.starts
-
-    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        self.journal += [("revoked", self, partition) for partition in partitions]
-        self.commit(partitions)
-
-    def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        self.journal += [("lost", self, partition) for partition in partitions]
-
-    def commit(self, partitions: Sequence[TopicPartition]) -> None:
-        positions = {each: self.consumer.position(each) for each in partitions}
-        self.consumer.commit({tp: at for tp, at in positions.items() if at is not None})
-
-    def poll(self, max_records: int = 10) -> None:
-        self.records += self.consumer.poll(max_records, timeout=0.05)
-        if self.resumes:
-            self.consumer.resume(sorted(self.consumer.assignment()))
-
-    def has(self, count: int) -> bool:
-        return len(self.consumer.assignment()) == count
-
-
-def poll_until(condition: Callable[[], bool], *members: Member) -> None:
-    for _ in patiently():
-        for member in members:
-            member.poll()
-        if condition():
-            return
-    raise AssertionError("it did not come to that")
+@pytest.fixture(params=GROUP_BROKER_KINDS)
+def broker_kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
 
 
 def quotes(topic: str, count: int) -> list[OutgoingRecord]:
@@ -89,6 +42,26 @@ def test_partitions_start_paused_and_where_the_listener_says(broker, unique_topi
     poll_until(lambda: len(member.records) >= 3, member)
     assert sorted(record.value or b"" for record in member.records) == [b"c", b"d", b"e"]
     member.consumer.close()
+
+
+def test_a_partition_just_assigned_starts_where_it_is_sought(broker, unique_topic, group_config):
+    """Whatever the group has committed: the broker is being asked for that at the same time."""
+    topic = unique_topic(partitions=4)
+    partitions = [TopicPartition(topic, n) for n in range(4)]
+    send(broker, *(record for n in range(4) for record in values(topic, n, *"abcdefgh")))
+    for start in (1, 6, 3):
+        member = Member(broker, group_config, topic)
+        member.resumes = False
+        poll_until(lambda member=member: member.has(4), member)
+        for partition in partitions:
+            member.consumer.seek(partition, start)
+        assert [member.consumer.position(each) for each in partitions] == [start] * 4
+        member.resumes = True
+        left = 4 * (8 - start)
+        poll_until(lambda member=member, left=left: len(member.records) >= left, member)
+        expected = Counter({(n, at): 1 for n in range(4) for at in range(start, 8)})
+        assert Counter((each.partition, each.offset) for each in member.records) == expected
+        member.consumer.close()  # which commits 8
 
 
 def test_a_new_consumer_goes_on_from_what_was_committed(broker, unique_topic, group_config):

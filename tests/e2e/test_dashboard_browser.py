@@ -55,10 +55,10 @@ class Site:
         origin = Origin("src-data", 0, self._offset)
         now = datetime.now(UTC) - timedelta(milliseconds=1)
         quote = Quote(pair, "demo", Decimal(value), OBSERVED, now, origin)
-        await self._writer.write_quotes([quote])
+        await self._writer.write_quotes([quote], [])
         if average is not None:
             mean = Average(pair, "demo", Decimal(average), 10, OBSERVED, now, origin)
-            await self._writer.write_averages([mean])
+            await self._writer.write_averages([mean], [])
 
     def row(self, pair: str) -> str:
         return f"tr:has(button:text-is('{pair}'))"

@@ -48,8 +48,8 @@ async def gateway(url: str, *stored: Quote | Average) -> AsyncIterator[httpx.Asy
     """A client of a gateway whose database holds these."""
     database = Database(url)
     writer = Writer(database)
-    await writer.write_quotes([each for each in stored if isinstance(each, Quote)])
-    await writer.write_averages([each for each in stored if isinstance(each, Average)])
+    await writer.write_quotes([each for each in stored if isinstance(each, Quote)], [])
+    await writer.write_averages([each for each in stored if isinstance(each, Average)], [])
     await database.close()
     settings = Settings(
         postgres=PostgresSettings(url=SecretStr(url)),

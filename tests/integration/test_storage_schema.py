@@ -82,13 +82,13 @@ def test_the_pool_outlives_a_restart_of_postgres(tmp_path: Path) -> None:
         await upgrade(server.url)
         database = Database(server.url)
         writer = Writer(database)
-        assert await writer.write_quotes([quote(1)]) == 1
+        assert await writer.write_quotes([quote(1)], []) == 1
         await asyncio.to_thread(server.stop)
         with pytest.raises(DatabaseUnavailableError):
-            await writer.write_quotes([quote(1), quote(2)])
+            await writer.write_quotes([quote(1), quote(2)], [])
         assert database.trouble
         await asyncio.to_thread(server.start)
-        assert await writer.write_quotes([quote(1), quote(2)]) == 1
+        assert await writer.write_quotes([quote(1), quote(2)], []) == 1
         assert database.trouble is None
         await database.close()
 
@@ -100,7 +100,7 @@ def test_a_reader_cannot_write(database_url: str) -> None:
     async def main() -> None:
         database = Database(database_url, DatabaseOptions(read_only=True))
         with pytest.raises(DatabaseUnavailableError, match="read-only"):
-            await Writer(database).write_quotes([quote(1)])
+            await Writer(database).write_quotes([quote(1)], [])
         await database.close()
 
     asyncio.run(main())

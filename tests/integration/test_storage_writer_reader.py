@@ -66,9 +66,9 @@ def values(found: list[StoredQuote]) -> list[str]:
 def test_a_batch_written_twice_changes_nothing(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         batch = [quote(1), quote(1, "EURRUB"), quote(2)]
-        assert await writer.write_quotes(batch) == 3
+        assert await writer.write_quotes(batch, []) == 3
         before = await reader.newest_quotes("USDRUB", 10)
-        assert await writer.write_quotes(batch) == 0
+        assert await writer.write_quotes(batch, []) == 0
         assert await reader.newest_quotes("USDRUB", 10) == before
 
     run(database_url, test)
@@ -76,8 +76,8 @@ def test_a_batch_written_twice_changes_nothing(database_url: str) -> None:
 
 def test_of_overlapping_batches_only_the_new_rows_are_written(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
-        assert await writer.write_averages([average(1), average(2)]) == 2
-        assert await writer.write_averages([average(2), average(3), average(3)]) == 1
+        assert await writer.write_averages([average(1), average(2)], []) == 2
+        assert await writer.write_averages([average(2), average(3), average(3)], []) == 1
         assert len(await fetch(database_url, "SELECT 1 FROM averages")) == 3
 
     run(database_url, test)
@@ -89,7 +89,7 @@ def test_of_overlapping_batches_only_the_new_rows_are_written(database_url: str)
 )
 def test_values_keep_every_digit(database_url: str, value: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
-        await writer.write_quotes([quote(1, value=value)])
+        await writer.write_quotes([quote(1, value=value)], [])
         (stored,) = await reader.newest_quotes("USDRUB", 1)
         assert format(stored.value, "f") == format(Decimal(value), "f")
 
@@ -99,7 +99,7 @@ def test_values_keep_every_digit(database_url: str, value: str) -> None:
 def test_all_of_a_quote_comes_back(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         sent = quote(7, source="ecb")
-        await writer.write_quotes([sent])
+        await writer.write_quotes([sent], [])
         (stored,) = await reader.newest_quotes("USDRUB", 1)
         assert (stored.source, stored.observed_at, stored.received_at) == (
             *("ecb", sent.observed_at),
@@ -112,7 +112,7 @@ def test_all_of_a_quote_comes_back(database_url: str) -> None:
 
 def test_an_empty_batch_is_nothing(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
-        assert await writer.write_quotes([]) == 0
+        assert await writer.write_quotes([], []) == 0
 
     run(database_url, test)
 
@@ -124,7 +124,7 @@ def test_two_writers_of_the_same_rows_write_each_once(database_url: str) -> None
         async def write() -> int:
             shuffled = random.sample(rows, len(rows))
             parts = [shuffled[at : at + 150] for at in range(0, len(rows), 150)]
-            return sum([await writer.write_quotes(part) for part in parts])
+            return sum([await writer.write_quotes(part, []) for part in parts])
 
         assert sum(await asyncio.gather(write(), write(), write())) == len(rows)
         assert len(await fetch(database_url, "SELECT 1 FROM quotes")) == len(rows)
@@ -148,7 +148,7 @@ def test_two_writers_of_the_same_rows_write_each_once(database_url: str) -> None
 def test_a_value_that_cannot_be_stored_refuses_its_batch(database_url: str, bad: Quote) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         with pytest.raises(UnstorableError):
-            await writer.write_quotes([quote(1), bad])
+            await writer.write_quotes([quote(1), bad], [])
         assert await fetch(database_url, "SELECT 1 FROM quotes") == []
 
     run(database_url, test)
@@ -157,7 +157,7 @@ def test_a_value_that_cannot_be_stored_refuses_its_batch(database_url: str, bad:
 def test_newest_means_received_last(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         late = quote(9, value="1", received_at=NOW - timedelta(seconds=9))
-        await writer.write_quotes([late, quote(1, value="2"), quote(2, value="3")])
+        await writer.write_quotes([late, quote(1, value="2"), quote(2, value="3")], [])
         assert values(await reader.newest_quotes("USDRUB", 2)) == ["3", "2"]
 
     run(database_url, test)
@@ -166,7 +166,7 @@ def test_newest_means_received_last(database_url: str) -> None:
 def test_sources_are_read_together_or_alone(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         await writer.write_quotes(
-            [quote(1, value="1"), quote(2, value="2", source="ecb"), quote(3, value="3")]
+            [quote(1, value="1"), quote(2, value="2", source="ecb"), quote(3, value="3")], []
         )
         assert values(await reader.newest_quotes("USDRUB", 9)) == ["3", "2", "1"]
         assert values(await reader.newest_quotes("USDRUB", 9, source="ecb")) == ["2"]
@@ -181,13 +181,13 @@ def test_pages_have_neither_gaps_nor_repeats(database_url: str) -> None:
             quote(n, value=str(n), source=f"source-{n % 3}", received_at=at_once.get(n))
             for n in range(1, 100)
         ]
-        await writer.write_quotes(rows)
+        await writer.write_quotes(rows, [])
         found: list[str] = []
         position = None
         while page := await reader.newest_quotes("USDRUB", 7, before=position):
             found += values(page)
             position = page[-1].position
-            await writer.write_quotes([quote(1000 + len(found))])  # newer ones come meanwhile
+            await writer.write_quotes([quote(1000 + len(found))], [])  # newer ones come meanwhile
         assert found == [str(n) for n in reversed(range(1, 100))]
 
     run(database_url, test)
@@ -195,8 +195,10 @@ def test_pages_have_neither_gaps_nor_repeats(database_url: str) -> None:
 
 def test_the_current_average_is_that_of_the_newest_quote(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
-        await writer.write_averages([average(5, value="5"), average(3, value="3", source="ecb")])
-        await writer.write_averages([average(4, value="4"), average(1, "EURRUB", "9")])
+        await writer.write_averages(
+            [average(5, value="5"), average(3, value="3", source="ecb")], []
+        )
+        await writer.write_averages([average(4, value="4"), average(1, "EURRUB", "9")], [])
         found = await reader.current_averages(10)
         assert [(each.pair, each.source, str(each.value), each.count) for each in found] == [
             ("EURRUB", "demo", "9", 3),
@@ -212,8 +214,8 @@ def test_the_current_average_is_that_of_the_newest_quote(database_url: str) -> N
 
 def test_pairs_know_their_first_and_last_quote(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
-        await writer.write_quotes([quote(n) for n in (5, 3, 9)])
-        await writer.write_quotes([quote(1, source="ecb"), quote(4, "EURRUB", "90")])
+        await writer.write_quotes([quote(n) for n in (5, 3, 9)], [])
+        await writer.write_quotes([quote(1, source="ecb"), quote(4, "EURRUB", "90")], [])
         euro, dollar = await reader.pairs(10)
         assert (euro.pair, values(list(euro.newest))) == ("EURRUB", ["90"])
         assert dollar.first_received_at == NOW + timedelta(seconds=1)
@@ -239,8 +241,8 @@ def test_retention_deletes_what_is_older_and_nothing_else(database_url: str) -> 
         old = [quote(n, received_at=NOW - timedelta(days=30, minutes=n + 1)) for n in range(25)]
         older = [quote(n, "EURRUB", received_at=NOW - timedelta(days=90)) for n in range(5)]
         kept = [quote(n, received_at=NOW - timedelta(days=29)) for n in range(100, 105)]
-        await writer.write_quotes([*old, *older, *kept])
-        await writer.write_averages([average(1)])
+        await writer.write_quotes([*old, *older, *kept], [])
+        await writer.write_averages([average(1)], [])
         assert await writer.delete_older_than(30, batch_rows=7) == 30
         assert len(await reader.newest_quotes("USDRUB", 100)) == 5
         assert len(await reader.current_averages(10)) == 1
@@ -252,7 +254,7 @@ def test_retention_deletes_what_is_older_and_nothing_else(database_url: str) -> 
 def test_writers_that_delete_at_once_delete_each_row_once(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         old = [quote(n, received_at=NOW - timedelta(days=30, minutes=n + 1)) for n in range(100)]
-        await writer.write_quotes(old)
+        await writer.write_quotes(old, [])
         deleted = await asyncio.gather(*(writer.delete_older_than(30, 3) for _ in range(4)))
         assert sum(deleted) == 100
         assert await reader.newest_quotes("USDRUB", 10) == []
@@ -264,7 +266,7 @@ def test_a_writer_does_not_wait_for_another_that_deletes(database_url: str) -> N
     old = [quote(n, received_at=NOW - timedelta(days=30, minutes=n + 1)) for n in range(9)]
 
     async def test(writer: Writer, reader: Reader) -> None:
-        await writer.write_quotes(old)
+        await writer.write_quotes(old, [])
         blocker = await asyncpg.connect(database_url)
         async with blocker.transaction():
             await blocker.execute("SELECT FROM quotes FOR UPDATE")

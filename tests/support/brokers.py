@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 import pytest
@@ -31,9 +32,21 @@ BROKER_KINDS = (
     "tansu",
     pytest.param("kafka", marks=pytest.mark.kafka),
 )
+# Tests of groups run on Kafka 4's new protocol (KIP-848) as well, which Tansu has not.
+GROUP_BROKER_KINDS = (
+    *BROKER_KINDS,
+    pytest.param("kafka-consumer-protocol", marks=pytest.mark.kafka),
+)
 
-# The shortest session, in seconds, that each kind takes: Kafka's own lower bound is 6.
-SESSION_SECONDS = {"local-memory": 1.0, "local-file": 1.0, "tansu": 2.0, "kafka": 6.0}
+# The shortest session, in seconds, that each kind takes: Kafka's own lower bound is 6. With the
+# new protocol it is a setting of the broker, which `scripts/kafka` gives the same value.
+SESSION_SECONDS = {
+    "local-memory": 1.0,
+    "local-file": 1.0,
+    "tansu": 2.0,
+    "kafka": 6.0,
+    "kafka-consumer-protocol": 6.0,
+}
 
 PATIENCE_SECONDS = 40.0
 
@@ -59,8 +72,13 @@ def make_broker(
         return LocalBroker(None)
     if kind == "local-file":
         return LocalBroker(folder / "broker.sqlite")
-    config = KafkaConfig(request.getfixturevalue(f"{kind}_address"))
-    return TansuBroker(config) if kind == "tansu" else KafkaBroker(config)
+    if kind == "tansu":
+        return TansuBroker(KafkaConfig(request.getfixturevalue("tansu_address")))
+    protocol: Literal["classic", "consumer"] = (
+        "consumer" if kind == "kafka-consumer-protocol" else "classic"
+    )
+    address = request.getfixturevalue("kafka_address")
+    return KafkaBroker(KafkaConfig(address, group_protocol=protocol))
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,7 @@ class ForgetfulBroker(LocalBroker):
         return producer
 
 
-def test_what_is_sent_early_counts_when_it_is_acknowledged(tmp_path: Path) -> None:
+def test_what_is_sent_counts_when_it_is_acknowledged(tmp_path: Path) -> None:
     app = passing_app()
 
     async def scenario() -> None:
@@ -134,8 +134,9 @@ def test_what_is_sent_early_counts_when_it_is_acknowledged(tmp_path: Path) -> No
             await tester.settle()
             assert broker.forgot
             assert value(app, "ratestream_records_out_total", {"topic": "out"}) == 10
-            changelog = {"topic": "passing-seen-changelog"}
-            assert value(app, "ratestream_records_out_total", changelog) == 1
+            changelog = "passing-seen-changelog"
+            acknowledged = len(tester.records(changelog)) - 1  # the one that was forgotten
+            assert value(app, "ratestream_records_out_total", {"topic": changelog}) == acknowledged
         broker.close()
 
     asyncio.run(scenario())

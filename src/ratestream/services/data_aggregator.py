@@ -18,7 +18,7 @@ def build(settings: Settings) -> App:
     """Reads `processed-data`; each quote gives one new average on `aggregated-data`, with the
     quote's times. Averages never mix sources. The window is `data_aggregator.window` quotes; a
     pair that is new has a smaller one, and its averages say so in `count`."""
-    app = App("data_aggregator")
+    app = App("data_aggregator", processing_guarantee=settings.data_aggregator.processing_guarantee)
     options = settings.topics.options()
     quotes = app.topic("processed-data", value_type=Quote, **options)
     averages = app.topic("aggregated-data", value_type=Average, **options)

@@ -29,7 +29,7 @@ class InvalidSnapshot(ValueError):  # noqa: N818 - named as the thing it says ab
 def build(settings: Settings) -> App:
     """Reads `src-data`; each good rate becomes a quote on `processed-data`, keyed by pair, with
     the time of receipt as the record's timestamp. Nothing that is wrong stops it."""
-    app = App("data_processor")
+    app = App("data_processor", processing_guarantee=settings.data_processor.processing_guarantee)
     options = settings.topics.options()
     snapshots = app.topic("src-data", value_type=Snapshot, **options)
     quotes = app.topic("processed-data", value_type=Quote, **options)

@@ -1,13 +1,14 @@
 """db_loader: writes quotes and averages to Postgres, in batches, each row once.
 
-A batch is done when Postgres has committed it; until then its records are not, so whatever ends
-this process, they are read again, and the rows that are there already stay as they are.
+Postgres keeps the offsets, too: rows are added and offsets moved in one transaction, so that both
+have happened or neither, whatever ends this process. Reading starts where Postgres stands, and
+whoever finds that it stands elsewhere than expected writes nothing and starts there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,7 +31,7 @@ from ratestream.storage.errors import (
 )
 from ratestream.storage.usage import Usage, measure_usage
 from ratestream.storage.writer import Writer
-from ratestream.streaming import App, Event, Stream
+from ratestream.streaming import App, Batch, Move, Stream, TopicPartition
 
 _RETENTION_SECONDS = 600.0
 _USAGE_SECONDS = 60.0
@@ -42,12 +43,12 @@ _UNKNOWN = Usage(math.nan, math.nan)
 _IS_AWAY = retry_if_exception_type(DatabaseUnavailableError)
 _DOES_NOT_REFUSE = retry_if_not_exception_type(DatabaseAccessError)
 
-Write = Callable[[Sequence[Any]], Awaitable[int]]
+Write = Callable[[Sequence[Any], Sequence[Move]], Awaitable[int]]
 
 
 def build(settings: Settings) -> App:
     """Reads `processed-data` and `aggregated-data`. While Postgres is away it waits and tries
-    again, and commits nothing; a Postgres that refuses it at the start ends it. What can never be
+    again, with what it has; a Postgres that refuses it at the start ends it. What can never be
     stored goes to `dead-letter`, alone."""
     app = App("db_loader")
     options = settings.topics.options()
@@ -61,6 +62,7 @@ def build(settings: Settings) -> App:
     writer = Writer(database)
     until_done = _retrying(settings.runtime, _IS_AWAY)
     unless_refused = _retrying(settings.runtime, _IS_AWAY & _DOES_NOT_REFUSE)
+    offsets = Offsets(writer, until_done)
     metrics = LoaderMetrics(app.registry, database)
     app.add_readiness_check("postgres", lambda: database.trouble)
 
@@ -75,33 +77,33 @@ def build(settings: Settings) -> App:
         finally:
             await database.close()
 
-    @app.agent(quotes)
+    @app.agent(quotes, offsets_in=offsets)
     async def load_quotes(stream: Stream[Quote]) -> None:
         await load(stream, "quotes", writer.write_quotes)
 
-    @app.agent(averages)
+    @app.agent(averages, offsets_in=offsets)
     async def load_averages(stream: Stream[Average]) -> None:
         await load(stream, "averages", writer.write_averages)
 
     async def load(stream: Stream[Any], table: str, write: Write) -> None:
-        batches = stream.take(section.batch_max_rows, within=section.batch_seconds)
-        async for events in batches:
-            await store(stream, table, write, events)
+        batches = stream.batches(section.batch_max_rows, within=section.batch_seconds)
+        async for batch in batches:
+            await store(stream, table, write, batch)
 
-    async def store(stream: Stream[Any], table: str, write: Write, events: Sequence[Event]) -> None:
-        rows = [event.value for event in events]
+    async def store(stream: Stream[Any], table: str, write: Write, batch: Batch[Any]) -> None:
         try:
             with metrics.write_seconds.labels(table).time():
-                new: int = await until_done(write, rows)
+                # When an answer is lost the next attempt may be refused as written already.
+                new: int = await until_done(write, batch.values, batch.moves)
         except UnstorableError as error:
-            if len(events) == 1:
-                await stream.reject(str(error), of=events[0].record)
+            if len(batch.events) == 1:
+                await stream.reject(str(error), of=batch.events[0].record)
+                await until_done(write, [], batch.moves)
                 return
-            middle = len(events) // 2  # halving finds the bad one and stores the others
-            await store(stream, table, write, events[:middle])
-            await store(stream, table, write, events[middle:])
+            for half in batch.halves():  # finds the bad one and stores the others
+                await store(stream, table, write, half)
         else:
-            metrics.observe(table, rows, new)
+            metrics.observe(table, batch.values, new)
 
     @app.task
     @app.timer(_USAGE_SECONDS)
@@ -122,6 +124,22 @@ def build(settings: Settings) -> App:
             metrics.deleted.inc(deleted)
 
     return app
+
+
+class Offsets:
+    """Where Postgres stands, for the runtime to start from; while Postgres is away it waits."""
+
+    def __init__(self, writer: Writer, until_done: AsyncRetrying) -> None:
+        self._writer = writer
+        self._until_done = until_done
+
+    async def positions(
+        self, partitions: Sequence[TopicPartition], topic_ids: Mapping[str, str]
+    ) -> dict[TopicPartition, int]:
+        found: dict[TopicPartition, int] = await self._until_done(
+            self._writer.positions, partitions, topic_ids
+        )
+        return found
 
 
 def _retrying(runtime: RuntimeSettings, reason: retry_base) -> AsyncRetrying:

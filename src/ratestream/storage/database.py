@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import structlog
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Table, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -20,6 +21,8 @@ from ratestream.storage import schema
 from ratestream.storage.errors import (
     DatabaseAccessError,
     DatabaseUnavailableError,
+    LockTimeoutError,
+    RepeatedRowsError,
     StorageError,
     UnstorableError,
 )
@@ -33,6 +36,9 @@ _MIGRATION_TIMEOUT = 3600.0
 _NOT_USED_YET = "not connected yet"
 _DATA_ERRORS = ("22", "23")
 """SQLSTATE classes "data exception" and "integrity constraint violation"."""
+
+_UNIQUE_VIOLATION = "23505"
+_LOCK_NOT_AVAILABLE = "55P03"
 
 _ACCESS_ERRORS = ("28", "3D000", "42501")
 """SQLSTATE class "invalid authorization specification", "invalid catalog name" (there is no such
@@ -64,13 +70,15 @@ log = structlog.get_logger("ratestream.storage")
 @dataclass(frozen=True, slots=True)
 class DatabaseOptions:
     """How a service uses Postgres. Times are seconds; `pool_size` connections are the most that
-    it ever opens, and a caller waits `pool_timeout` for one of them."""
+    it ever opens, and a caller waits `pool_timeout` for one of them; a statement waits
+    `lock_timeout` for other transactions, each time."""
 
     application_name: str = "ratestream"
     pool_size: int = 4
     pool_timeout: float = 10.0
     connect_timeout: float = 5.0
     statement_timeout: float = 30.0
+    lock_timeout: float = 5.0
     read_only: bool = False
 
 
@@ -123,9 +131,9 @@ class Database:
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Committed at the end of the block, rolled back when it raises.
 
-        Raises `UnstorableError` for values that do not fit, `DatabaseUnavailableError` for
-        everything else that Postgres or the way to it may do (`DatabaseAccessError`, when this
-        user is refused).
+        Raises `UnstorableError` for values that do not fit, `RepeatedRowsError` for rows that are
+        there already, `DatabaseUnavailableError` for everything else that Postgres or the way to
+        it may do (`DatabaseAccessError`, when this user is refused).
         """
         with self._noted():
             async with self._engine.begin() as connection:
@@ -143,7 +151,12 @@ class Database:
         """Bring the schema to this program's version and grant to `roles` exactly what they need,
         in one transaction; whoever comes second waits for the first. Returns what was found.
         Raises `SchemaError` when the schema is newer, `DatabaseUnavailableError`."""
-        patient = replace(self._options, pool_size=1, statement_timeout=_MIGRATION_TIMEOUT)
+        patient = replace(
+            self._options,
+            pool_size=1,
+            statement_timeout=_MIGRATION_TIMEOUT,
+            lock_timeout=_MIGRATION_TIMEOUT,
+        )
         engine = self._new_engine(patient)
         try:
             with self._noted():
@@ -181,6 +194,23 @@ class Database:
         self.trouble = None
 
 
+async def copy_rows(
+    connection: AsyncConnection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Add rows by COPY, in the transaction of `connection`, which something executed before has
+    begun. One row that is there already refuses them all. Raises as `Database.transaction`."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None
+    try:
+        await driver.copy_records_to_table(table.name, records=rows, columns=columns)
+    except (ValueError, OverflowError) as error:  # what asyncpg cannot encode
+        raise UnstorableError(_one_line(error)) from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        if driver.is_closed():
+            await connection.invalidate()  # otherwise the rollback fails, and hides why
+        raise
+
+
 async def upgrade(url: str, roles: Roles | None = None) -> SchemaState:
     """`Database.upgrade`, for whoever needs nothing else."""
     async with _opened(url, "ratestream-upgrade") as database:
@@ -213,6 +243,7 @@ async def _connect(dsn: str, options: DatabaseOptions) -> asyncpg.Connection:
             "application_name": options.application_name,
             "timezone": "UTC",
             "statement_timeout": f"{options.statement_timeout * 1000:.0f}",
+            "lock_timeout": f"{options.lock_timeout * 1000:.0f}",
             "default_transaction_read_only": "on" if options.read_only else "off",
         },
     )
@@ -300,6 +331,10 @@ def _in_our_words() -> Iterator[None]:
 def _in_our_tree(error: BaseException) -> StorageError:
     if (reason := _why_refused(error)) is not None:
         return DatabaseAccessError(f"no access to Postgres: {reason}")
+    if _sqlstate(error) == _UNIQUE_VIOLATION:
+        return RepeatedRowsError(_one_line(error))
+    if _sqlstate(error) == _LOCK_NOT_AVAILABLE:
+        return LockTimeoutError(_one_line(error))
     if _is_about_the_data(error):
         return UnstorableError(_one_line(error))
     if isinstance(error, OSError):

@@ -2,14 +2,19 @@
 
 StorageError
 ├── DatabaseUnavailableError   Postgres does not answer, or refuses for now; try again
-│   └── DatabaseAccessError    it refuses this user or this connection until somebody acts
+│   ├── DatabaseAccessError    it refuses this user or this connection until somebody acts
+│   └── LockTimeoutError       another transaction holds what this one needs
 ├── UnstorableError            values that no column takes; trying again cannot help
+├── RepeatedRowsError          rows that are there already
 ├── SchemaError                the database was made by another version of ratestream
 ├── ClusterMismatchError       the database holds rows of another Kafka cluster
+├── TopicMismatchError         the database keeps the offsets of another topic of the same name
 └── EmbeddedPostgresError      the Postgres from the wheel cannot run here (`embedded.py`)
 """
 
 from __future__ import annotations
+
+from ratestream.streaming import ConfigurationError
 
 
 class StorageError(Exception):
@@ -27,8 +32,17 @@ class DatabaseAccessError(DatabaseUnavailableError):
     certificate that is being replaced, and is waited for like an outage."""
 
 
+class LockTimeoutError(DatabaseUnavailableError):
+    """Another transaction has held what this one needs for `DatabaseOptions.lock_timeout`; nothing
+    was written."""
+
+
 class UnstorableError(StorageError):
     """At least one value of the batch can never be stored; nothing of the batch was."""
+
+
+class RepeatedRowsError(StorageError):
+    """At least one row of the batch is there already; nothing of the batch was written."""
 
 
 class SchemaError(StorageError):
@@ -37,3 +51,7 @@ class SchemaError(StorageError):
 
 class ClusterMismatchError(StorageError):
     """The ids in this database are offsets of another cluster: they would collide with ours."""
+
+
+class TopicMismatchError(StorageError, ConfigurationError):
+    """The offsets in this database are of a topic that was deleted, or of another cluster's."""

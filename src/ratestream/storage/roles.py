@@ -1,7 +1,7 @@
 """Who may do what in the database: exactly what db_loader and api_gateway need, and no more.
 
 The role that upgrades the schema owns the tables, and grants. Nobody else can change what is
-stored: db_loader adds rows and removes old ones, api_gateway reads.
+stored: db_loader adds rows, removes old ones and keeps its offsets, api_gateway reads.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import NamedTuple
 from sqlalchemy import Connection, text
 
 from ratestream.storage.errors import DatabaseAccessError
-from ratestream.storage.tables import averages, origin_cluster, quotes, series
+from ratestream.storage.tables import averages, consumer_offsets, origin_cluster, quotes, series
 
 _VERSION_TABLE = "alembic_version"
-_TABLES = (_VERSION_TABLE, quotes.name, averages.name, series.name, origin_cluster.name)
+_TABLES = (
+    _VERSION_TABLE,
+    *(each.name for each in (quotes, averages, series, origin_cluster, consumer_offsets)),
+)
 
 
 class Grant(NamedTuple):
@@ -38,6 +41,8 @@ LOADER = (
     Grant("INSERT", origin_cluster.name),
     Grant("SELECT", series.name),
     Grant("INSERT", series.name),
+    *(Grant(each, consumer_offsets.name) for each in ("SELECT", "INSERT")),
+    *(Grant("UPDATE", consumer_offsets.name, each) for each in ("next_offset", "updated_at")),
     *(Grant(each, table.name) for table in (quotes, averages) for each in ("INSERT", "DELETE")),
     *(Grant("SELECT", table.name, each) for table in (quotes, averages) for each in _OF_RETENTION),
 )

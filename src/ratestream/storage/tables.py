@@ -76,3 +76,17 @@ origin_cluster = Table(
     CheckConstraint("only_row", name="origin_cluster_has_one_row"),
 )
 """The Kafka cluster whose offsets the origins are."""
+
+consumer_offsets = Table(
+    "consumer_offsets",
+    metadata,
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("topic_id", Text, nullable=False),
+    Column("next_offset", BigInteger, nullable=True),
+    Column("updated_at", _moment, nullable=False, server_default=func.now()),
+    PrimaryKeyConstraint("topic", "partition", name="consumer_offsets_pkey"),
+)
+"""For each partition that is read, the first record whose rows are not there yet; NULL before any
+is. It moves in the transactions that add the rows. `topic_id` is "cluster/topic", as Kafka names
+them for ever: offsets mean nothing elsewhere."""

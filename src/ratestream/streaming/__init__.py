@@ -23,6 +23,7 @@ from ratestream.streaming.errors import (
     DeliveryError,
     FencedError,
     MessageTooLargeError,
+    SetbackError,
     StalledError,
     StateError,
     StoreError,
@@ -31,13 +32,14 @@ from ratestream.streaming.errors import (
     TransactionAbortedError,
 )
 from ratestream.streaming.sinks import Move, OffsetKeeper
-from ratestream.streaming.streams import Batch, Event, Stream
+from ratestream.streaming.streams import Batch, Event, OnError, Stream
 from ratestream.streaming.tables import Table
 from ratestream.streaming.topics import Topic
 from ratestream.streaming.types import (
     Broker,
     ConsumerConfig,
     OutgoingRecord,
+    ProcessingGuarantee,
     ProducerConfig,
     Record,
     TopicPartition,
@@ -63,9 +65,12 @@ __all__ = [
     "MessageTooLargeError",
     "Move",
     "OffsetKeeper",
+    "OnError",
     "OutgoingRecord",
+    "ProcessingGuarantee",
     "ProducerConfig",
     "Record",
+    "SetbackError",
     "StalledError",
     "StateError",
     "StoreError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
@@ -14,17 +14,21 @@ from starlette.types import ASGIApp
 from typing_extensions import TypeVar
 
 from ratestream.streaming.errors import ConfigurationError
-from ratestream.streaming.streams import Agent, AgentFunction
+from ratestream.streaming.sinks import OffsetKeeper
+from ratestream.streaming.streams import Agent, AgentFunction, OnError
 from ratestream.streaming.tables import AnyTable, Table
 from ratestream.streaming.timers import Timer
 from ratestream.streaming.topics import AnyTopic, Topic
-from ratestream.streaming.types import TopicSpec
+from ratestream.streaming.types import ProcessingGuarantee, TopicSpec
 
 K = TypeVar("K", default=str)
 V = TypeVar("V")
 Page = Callable[[Request], Awaitable[Response]]
 Task = Callable[[], Awaitable[None]]
 Lifespan = Callable[["App"], AsyncIterator[None]]
+TRANSACTION_PROBE = TopicSpec("transaction-probe", partitions=1, retention_ms=3_600_000)
+"""Where a worker finds out whether transactions work here, before it trusts them."""
+
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
 
 
@@ -32,13 +36,26 @@ class App:
     """The declarations of one service.
 
     `id` is its consumer group, and the prefix of its changelogs. `dead_letter`, once set, takes
-    the records that cannot be decoded. `leader_topic`, once set, elects: the instance to which
+    the records that cannot be decoded. With "exactly_once" what agents send, tables and positions
+    are committed in one Kafka transaction; with "at_least_once" some of it may be done again after
+    a failure. `leader_topic`, once set, elects: the instance to which
     the group gives its partition 0 runs the timers declared with `on_leader`. `cluster_id` is
     known from the lifespan on.
     """
 
-    def __init__(self, id: str) -> None:  # noqa: A002 - Faust's name for it
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - Faust's name for it
+        *,
+        processing_guarantee: ProcessingGuarantee = "at_least_once",
+    ) -> None:
         self.id = _checked_name("app id", id)
+        if processing_guarantee not in get_args(ProcessingGuarantee):
+            raise ConfigurationError(
+                f"{id}: processing_guarantee={processing_guarantee!r}, must be one of "
+                f"{get_args(ProcessingGuarantee)}"
+            )
+        self.processing_guarantee = processing_guarantee
         self.registry = CollectorRegistry()
         self.dead_letter: AnyTopic | None = None
         self.leader_topic: AnyTopic | None = None
@@ -87,8 +104,10 @@ class App:
         partitions_of: AnyTopic,
         key_type: type[K] = str,  # type: ignore[assignment]  # a default for a type variable
         default: Callable[[], V] | None = None,
+        ttl: float | None = None,
     ) -> Table[K, V]:
-        """Declare a table that is split like `partitions_of`, whose agents may write it."""
+        """Declare a table that is split like `partitions_of`, whose agents may write it. An entry
+        not written for `ttl` seconds of stream time is missing; see `Table`."""
         if name in self.tables:
             raise ConfigurationError(f"{self.id}: table {name} is declared twice")
         changelog = TopicSpec(
@@ -98,15 +117,30 @@ class App:
             retention_ms=-1,
             max_message_bytes=partitions_of.spec.max_message_bytes,
         )
-        table: Table[K, V] = Table(name, changelog, partitions_of, (key_type, value_type), default)
+        types = (key_type, value_type)
+        table: Table[K, V] = Table(name, changelog, partitions_of, types, default, ttl)
         self.tables[name] = table
         return table
 
-    def agent(self, topic: AnyTopic) -> Callable[[AgentFunction], AgentFunction]:
-        """Declare a function that reads `topic` for ever."""
+    def agent(
+        self,
+        topic: AnyTopic,
+        *,
+        on_error: OnError = OnError(),  # noqa: B008 - it cannot be changed
+        offsets_in: OffsetKeeper | None = None,
+    ) -> Callable[[AgentFunction], AgentFunction]:
+        """Declare a function that reads `topic` for ever. With `offsets_in` it starts where that
+        sink stands; what it sends and rejects is then acknowledged at once, before the sink moves
+        on, so that it may be repeated but never lost."""
+        if offsets_in is not None and self.processing_guarantee == "exactly_once":
+            raise ConfigurationError(
+                f"{self.id}: an agent has its offsets in a sink or in a Kafka transaction, not in "
+                "both: declare the app with processing_guarantee='at_least_once'"
+            )
 
         def declare(function: AgentFunction) -> AgentFunction:
-            self.agents.append(Agent(_name_of(function), topic, function))
+            agent = Agent(_name_of(function), topic, function, offsets_in, on_error)
+            self.agents.append(agent)
             return function
 
         return declare
@@ -154,6 +188,10 @@ class App:
         """`check` returns None when ready, otherwise the reason why not. It must not block."""
         self.readiness_checks[name] = check
 
+    @property
+    def is_exactly_once(self) -> bool:
+        return self.processing_guarantee == "exactly_once"
+
     def input_topics(self) -> list[str]:
         """What the consumer group subscribes to."""
         topics = [agent.topic for agent in self.agents]
@@ -163,8 +201,9 @@ class App:
 
     def topic_specs(self) -> list[TopicSpec]:
         """Every topic the app needs, changelogs included."""
-        declared = [topic.spec for topic in self.topics.values()]
-        return declared + [table.changelog for table in self.tables.values()]
+        specs = [topic.spec for topic in self.topics.values()]
+        specs += [table.changelog for table in self.tables.values()]
+        return [*specs, TRANSACTION_PROBE] if self.is_exactly_once else specs
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ StreamingError
 │   ├── DeliveryError       a record was not acknowledged
 │   ├── FencedError         another consumer owns the partition, or another producer the id now
 │   ├── TransactionAbortedError  nothing of the transaction happened; it can be tried again
+├── SetbackError            what is not committed has to be read again
 ├── StoreError              a table cannot be written to the disk; the changelog has it
 ├── DecodeError             bytes that are not what the topic declares
 ├── MessageTooLargeError    a record larger than the topic takes
@@ -18,6 +19,8 @@ StreamingError
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class StreamingError(Exception):
@@ -65,6 +68,12 @@ class TransactionAbortedError(BrokerError):
     """Nothing of the transaction happened, and its producer can begin another."""
 
 
+class SetbackError(StreamingError):
+    """What is not committed cannot be, and has to be read again: partitions were lost while their
+    records were worked on, agents were too slow for a rebalance, or a sink has been written by
+    another instance. The worker goes back to what is committed by itself."""
+
+
 class StoreError(StreamingError):
     """A table's store cannot be written, as on a full disk. What is committed is in the changelog:
     the store catches up from there once it can be written."""
@@ -79,7 +88,15 @@ class MessageTooLargeError(StreamingError):
 
 
 class AgentError(StreamingError):
-    """An agent raised or returned; names the agent, and the record it was at."""
+    """An agent raised or returned; names the agent, and the record it was at. `records` are those
+    it may have failed for, each as (topic, partition, offset): several inside `take`."""
+
+    def __init__(
+        self, message: str, agent: str = "", records: Sequence[tuple[str, int, int]] = ()
+    ) -> None:
+        super().__init__(message)
+        self.agent = agent
+        self.records = tuple(records)
 
 
 class StalledError(StreamingError):

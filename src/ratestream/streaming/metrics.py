@@ -73,6 +73,28 @@ class WorkerMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.transactions = Counter(
+            "ratestream_transactions",
+            "Kafka transactions, by how they ended: one that failed is read and tried again.",
+            ["result"],
+            registry=registry,
+        )
+        self.setbacks = Counter(
+            "ratestream_setbacks",
+            "Times that what was not committed was dropped, to be read again.",
+            registry=registry,
+        )
+        self.agent_errors = Counter(
+            "ratestream_agent_errors",
+            "Times an agent raised; its policy says what then.",
+            ["agent"],
+            registry=registry,
+        )
+        self.progress_age = Gauge(
+            "ratestream_progress_age_seconds",
+            "Seconds since the worker last committed, restored, or had nothing to do.",
+            registry=registry,
+        )
         self.last_commit = Gauge(
             "ratestream_last_commit_timestamp_seconds",
             "When progress was last committed, seconds since the epoch; 0 before the first time.",
@@ -106,9 +128,31 @@ class WorkerMetrics:
             "Table partitions being restored now.",
             registry=registry,
         )
+        self.restore_remaining = Gauge(
+            "ratestream_restore_remaining_records",
+            "Changelog records still to be read, at most, by the tables being restored.",
+            registry=registry,
+        )
+        self.rebuilt = Counter(
+            "ratestream_table_rebuilds",
+            "Times a partition of a table could not be trusted and was rebuilt from the changelog.",
+            ["table"],
+            registry=registry,
+        )
+        self.standby_lag = Gauge(
+            "ratestream_standby_lag_records",
+            "Changelog records that standby copies do not have yet, at most.",
+            registry=registry,
+        )
         self.table_bytes = Gauge(
             "ratestream_table_bytes",
             "Bytes a table takes on this instance's disk, as RocksDB estimates it.",
+            ["table"],
+            registry=registry,
+        )
+        self.table_entries = Gauge(
+            "ratestream_table_entries",
+            "Entries of a table on this instance, as RocksDB estimates it.",
             ["table"],
             registry=registry,
         )
@@ -144,6 +188,7 @@ class WorkerMetrics:
             self.records_out.labels(topic)
         for table in tables:
             self.restored.labels(table)
+            self.rebuilt.labels(table)
 
     def count_sent(self, by_topic: Mapping[str, int]) -> None:
         for topic, records in by_topic.items():

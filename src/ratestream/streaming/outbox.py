@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -35,17 +34,19 @@ log = structlog.get_logger("ratestream.outbox")
 
 
 class BufferedOutbox:
-    """What agents have sent since the last commit. When it is full, `put` waits until `spill` has
-    taken the records and given them to the producer."""
+    """What agents have sent since the last commit. When it `is_full` they begin no further record
+    until the commit; what one of them sends for a single record (or one list of `take`) must fit
+    into as much again, or `put` raises `ConfigurationError`."""
 
-    def __init__(self, config: WorkerConfig, spill: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         self._max_records = config.output_max_records
         self._max_bytes = config.output_max_bytes
-        self._spill = spill
         self._records: list[OutgoingRecord] = []
         self._bytes = 0
-        self.holds_everything = False
-        """While draining: spilling needs the broker thread, which is waiting for the drain."""
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._records) >= self._max_records or self._bytes >= self._max_bytes
 
     def add(self, record: OutgoingRecord) -> None:
         self._records.append(record)
@@ -53,9 +54,11 @@ class BufferedOutbox:
 
     async def put(self, record: OutgoingRecord) -> None:
         self.add(record)
-        full = len(self._records) >= self._max_records or self._bytes >= self._max_bytes
-        if full and not self.holds_everything:
-            await self._spill()
+        if len(self._records) > 2 * self._max_records or self._bytes > 2 * self._max_bytes:
+            raise ConfigurationError(
+                f"more is sent for one record than output_max_records={self._max_records} and "
+                f"output_max_bytes={self._max_bytes} allow, the last to {record.topic}"
+            )
 
     def take(self) -> list[OutgoingRecord]:
         records, self._records = self._records, []
@@ -84,6 +87,7 @@ class AcknowledgedOutbox:
         self._has_delivered = False
         self._end: StreamingError | None = None
         self.trouble = ""
+        self.is_full = False
 
     async def put(self, record: OutgoingRecord) -> None:
         if self._end is not None:

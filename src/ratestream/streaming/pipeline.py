@@ -1,5 +1,9 @@
 """The pipeline: assign, restore, poll, decode, run, commit, revoke. `Pipeline.run` shows it all.
 
+A setback (an aborted transaction, lost partitions, agents too slow for a rebalance, an agent that
+raised) does not end it: what is not committed is dropped and read again, in the same group. An
+error of the broker does; the next pipeline then finds out what was committed.
+
 Two threads. The event loop runs agents, timers, tasks and pages. The broker thread owns the
 consumer, the producer and the stores' writes; rebalance callbacks run there, inside the poll, and
 ask the loop to drain. The loop never blocks on the broker, and nothing else touches it.
@@ -8,12 +12,10 @@ ask the loop to drain. The loop never blocks on the broker, and nothing else tou
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import ExitStack
-from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,23 +23,36 @@ from typing import Any, TypeVar
 import structlog
 
 from ratestream.streaming.app import App
+from ratestream.streaming.committer import AtLeastOnce, Committer, ExactlyOnce, Uncommitted
 from ratestream.streaming.errors import (
     AgentError,
     BrokerError,
     DecodeError,
-    DeliveryError,
-    FencedError,
+    SetbackError,
+    StateError,
     StreamingError,
+    TransactionAbortedError,
 )
 from ratestream.streaming.metrics import WorkerMetrics
-from ratestream.streaming.outbox import BufferedOutbox
-from ratestream.streaming.streams import Event, Rejections, RunningAgent, wait_until_idle
-from ratestream.streaming.tables import AnyTable, Restorer, TableChanges
-from ratestream.streaming.topics import AnyTopic, Work
+from ratestream.streaming.outbox import AcknowledgedOutbox, BufferedOutbox
+from ratestream.streaming.progress import Progress
+from ratestream.streaming.restoring import Restorer
+from ratestream.streaming.retries import Retries
+from ratestream.streaming.sinks import OffsetKeeper
+from ratestream.streaming.standby import Standby
+from ratestream.streaming.streams import (
+    Agent,
+    Event,
+    Rejections,
+    RunningAgent,
+    wait_until_idle,
+)
+from ratestream.streaming.tables import AnyTable
+from ratestream.streaming.threads import BrokerThread
+from ratestream.streaming.topics import AnyTopic
 from ratestream.streaming.types import (
     Broker,
     ConsumerConfig,
-    OutgoingRecord,
     ProducerConfig,
     Record,
     TopicPartition,
@@ -48,42 +63,17 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.1
 _LINGER_SECONDS = 0.005
 _KEEP_ALIVE_SECONDS = 0.5
-_LAG_SECONDS = 2.0
+_GAUGES_SECONDS = 2.0
 _BUSY_SECONDS = 10.0
-_MAX_FENCED_COMMITS = 20
 _LOOP_SECONDS = 2.0
+_CLOSE_SECONDS = 60.0
+_STANDBY_BATCH_RECORDS = 1_000
+_FIRST_SETBACK_SECONDS = 0.05
+
+# A position that only control records have moved need not be committed at once.
+_IDLE_COMMIT_INTERVALS = 10
 
 log = structlog.get_logger("ratestream.pipeline")
-
-
-class BrokerThread:
-    """The one thread of a worker on which everything that blocks on the broker happens, one after
-    another. What was called is done there even when its caller is cancelled."""
-
-    def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-
-    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        context = copy_context()  # what is logged there names the service, too
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, lambda: context.run(function, *arguments)
-        )
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Uncommitted:
-    """What one commit makes durable, in this order: outputs and changelog, then positions, then
-    the stores. This is where a transaction will go around the first two."""
-
-    outputs: list[OutgoingRecord]
-    changes: list[TableChanges]
-    positions: dict[TopicPartition, int]
-
-    def __bool__(self) -> bool:
-        return bool(self.outputs or self.changes or self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +82,23 @@ class Identity:
 
     cluster_id: str
     topic_ids: Mapping[str, str]
+    partitions: Mapping[str, int]
 
-    def changelog_id(self, table: AnyTable) -> str:
-        return f"{self.cluster_id}/{self.topic_ids[table.changelog.name]}"
+    def of(self, topic: str) -> str:
+        """Names a topic for ever: made again, it is another."""
+        return f"{self.cluster_id}/{self.topic_ids[topic]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What is one instance's own: a name that it keeps over restarts, and a folder for tables."""
+
+    id: str
+    folder: Path
 
 
 class Pipeline:
-    """One consumer, one producer, and the agents between them, from the first assignment to the
+    """One consumer, one committer, and the agents between them, from the first assignment to the
     close. A `BrokerError` ends it; what was not committed is then read again by the next one."""
 
     def __init__(
@@ -109,29 +109,38 @@ class Pipeline:
         metrics: WorkerMetrics,
         thread: BrokerThread,
         identity: Identity,
-        tables_folder: Path,
+        instance: Instance,
+        direct: AcknowledgedOutbox,
+        progress: Progress,
     ) -> None:
         self._app = app
         self._broker = broker
         self._config = config
         self._metrics = metrics
         self._identity = identity
-        self._tables_folder = tables_folder
+        self._instance = instance
         self._loop = asyncio.get_running_loop()
         self._thread = thread
-        self._outbox = BufferedOutbox(config, self._spill)
+        self._direct = direct
+        self._progress = progress
+        self._outbox = BufferedOutbox(config)
         self._rejections = Rejections(app.id, app.dead_letter)
+        self._retries = Retries()
         self._agents: list[RunningAgent] = []
         self._positions: dict[TopicPartition, int] = {}
         self._committed: dict[TopicPartition, int] = {}
+        """Up to where each partition is committed, or where it was first read: the way back."""
         self._assigned: set[TopicPartition] = set()
         self._to_open: list[TopicPartition] = []
+        self._to_place: set[TopicPartition] = set()
         self._to_resume: set[TopicPartition] = set()
-        self._last_commit = self._last_lag = time.monotonic()
+        self._passed: dict[TopicPartition, int] = {}
+        self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
+        self._last_commit = self._last_gauges = self._last_passed = time.monotonic()
         self._records_since_commit = 0
-        self._sent: Counter[str] = Counter()
-        self._fenced_commits = 0
-        self._aborted: StreamingError | None = None
+        self._setbacks = 0
+        self._broken: StreamingError | None = None
+        """What went wrong inside a rebalance, where it cannot be raised."""
         self._closing = False
         self.busy_since: float | None = None
         self.has_progressed = False
@@ -145,39 +154,66 @@ class Pipeline:
             await self._thread.call(self._connect)
             self._start_agents()
             while not stopping.is_set():
-                records = await self._thread.call(self._poll)
-                if self._aborted:
-                    raise self._aborted
-                if records:
-                    await self._process(records)
-                if self._commit_is_due(drained=not records):
-                    await self._commit()
+                try:
+                    await self._turn()
+                except (AgentError, SetbackError, TransactionAbortedError) as error:
+                    await self._go_back(error)
             await self._process_rest()
         finally:
             await self._close()
 
+    async def _turn(self) -> None:
+        records = await self._thread.call(self._poll)
+        self._raise_broken()
+        if self._to_place:
+            await self._place_sinks()
+        if records:
+            await self._process(records)
+        elif self._passed:
+            self._positions |= self._passed
+        if self._commit_is_due(drained=not records):
+            await self._commit()
+
     def _connect(self) -> None:
         config, app = self._config, self._app
+        producer = ProducerConfig(
+            client_id=app.id,
+            delivery_timeout=config.delivery_timeout,
+            transaction_timeout=config.transaction_timeout,
+        )
         self._consumer = self._broker.consumer(
             ConsumerConfig(
                 group=app.id,
                 client_id=app.id,
+                instance_id=self._name if config.static_membership else None,
                 session_timeout=config.session_timeout,
                 heartbeat_interval=config.heartbeat_interval,
                 max_poll_interval=config.max_poll_interval,
                 buffer_bytes=config.fetch_buffer_bytes,
             )
         )
-        self._producer = self._broker.producer(
-            ProducerConfig(client_id=app.id, delivery_timeout=config.delivery_timeout)
-        )
+        # Whatever died with this name is fenced before the group gives this instance anything.
+        self._committer = self._new_committer(producer)
         self._restorer = Restorer(self._broker, app.id, self._metrics)
+        self._standby = Standby(self._broker, app.id, self._metrics) if config.standby else None
         self._consumer.subscribe(app.input_topics(), self)
 
+    @property
+    def _name(self) -> str:
+        return f"{self._app.id}-{self._instance.id}"
+
+    def _new_committer(self, config: ProducerConfig) -> Committer:
+        common = (self._broker, config, self._consumer, self._metrics)
+        if self._app.is_exactly_once:
+            return ExactlyOnce(*common, transactional_id=self._name)
+        return AtLeastOnce(*common)
+
     def _start_agents(self) -> None:
-        self._agents = [
-            RunningAgent(agent, Work(self._outbox), self._rejections) for agent in self._app.agents
-        ]
+        self._agents = [self._started(agent) for agent in self._app.agents]
+
+    def _started(self, agent: Agent) -> RunningAgent:
+        outbox = self._outbox if agent.offsets_in is None else self._direct
+        return RunningAgent(agent, outbox, self._rejections, self._retries.alone)
 
     def _poll(self) -> list[Record]:
         self._update_gauges()
@@ -188,21 +224,45 @@ class Pipeline:
         else:
             timeout = _POLL_SECONDS
         records = self._consumer.poll(self._config.batch_max_records, timeout)
-        if not self._aborted:
+        if not self._broken:
             self._open_and_restore()
+        if self._standby:
+            self._standby.step(_STANDBY_BATCH_RECORDS)
+        self._passed = {} if records else self._passed_by_consumer()
         return records
+
+    def _passed_by_consumer(self) -> dict[TopicPartition, int]:
+        """Positions behind the last record: a transaction's end takes an offset, too."""
+        interval = _IDLE_COMMIT_INTERVALS * self._config.commit_interval
+        if time.monotonic() - self._last_passed < interval:
+            return {}
+        self._last_passed = time.monotonic()
+        found = {each: self._consumer.position(each) for each in self._assigned}
+        return {
+            partition: position
+            for partition, position in found.items()
+            if position is not None
+            and partition not in self._to_resume
+            and position > self._positions.get(partition, -1)
+        }
 
     async def _process(self, records: Sequence[Record]) -> None:
         self._metrics.batch_size.observe(len(records))
         with self._metrics.batch_seconds.time():
-            events = self._decode(records)
+            events = await self._decode(records)
             for running in self._agents:
                 running.stream.feed(events.get(running.agent.topic.name, ()))
             await self._wait_for_agents()
+            while any(running.stream.has_more for running in self._agents):
+                await self._commit()  # they wait for the outbox to be emptied
+                for running in self._agents:
+                    running.stream.feed(())
+                await self._wait_for_agents()
         self._records_since_commit += len(records)
 
-    def _decode(self, records: Sequence[Record]) -> dict[str, list[Event]]:
-        """Events by topic, in the order of their records; the undecodable ones are rejected."""
+    async def _decode(self, records: Sequence[Record]) -> dict[str, list[Event]]:
+        """Events by topic, in the order of their records. Those that cannot be decoded, and those
+        whose agent has failed for good, are rejected."""
         events: dict[str, list[Event]] = {}
         topic: AnyTopic | None = None
         for record in records:
@@ -210,18 +270,24 @@ class Pipeline:
                 topic = self._app.topics[record.topic]
                 of_topic = events.setdefault(topic.name, [])
             try:
+                self._retries.check(record)
                 key = topic.key_codec.decode(record.key)
                 of_topic.append(Event(key, topic.value_codec.decode(record.value), record))
             except DecodeError as error:
-                self._reject(record, str(error))
+                await self._reject(record, str(error))
             self._positions[record.topic_partition] = record.offset + 1
+            self._committed.setdefault(record.topic_partition, record.offset)
         for name, decoded in events.items():
             self._metrics.records_in.labels(name).inc(len(decoded))
         return events
 
-    def _reject(self, record: Record, reason: str) -> None:
-        self._outbox.add(self._rejections.record(record, reason))
+    async def _reject(self, record: Record, reason: str) -> None:
         self._metrics.records_in.labels(record.topic).inc()
+        rejected = self._rejections.record(record, reason)
+        if any(agent.topic.name == record.topic for agent in self._app.agents if agent.offsets_in):
+            await self._direct.put(rejected)  # before the sink can move past it
+        else:
+            self._outbox.add(rejected)
 
     async def _wait_for_agents(self) -> None:
         """Until every agent has done its batch. Meanwhile the consumer is paused and polled, so
@@ -233,8 +299,7 @@ class Pipeline:
             while not (await asyncio.wait((idle,), timeout=_KEEP_ALIVE_SECONDS))[0]:
                 kept_alive = True
                 await self._thread.call(self._keep_alive)
-                if self._aborted:
-                    raise self._aborted
+                self._raise_broken()
             await idle
             if kept_alive:
                 await self._thread.call(self._resume_after_keep_alive)
@@ -253,8 +318,8 @@ class Pipeline:
     async def _process_rest(self) -> None:
         """The last commit of a clean stop; what agents do not finish in time is dropped."""
         work = await self._drain()
-        if isinstance(self._aborted, AgentError):
-            raise self._aborted
+        if isinstance(self._broken, AgentError):
+            raise self._broken
         if work:
             await self._thread.call(self._write, work)
 
@@ -263,6 +328,7 @@ class Pipeline:
     def _commit_is_due(self, *, drained: bool) -> bool:
         return (
             drained
+            or self._outbox.is_full
             or self._records_since_commit >= self._config.commit_max_records
             or time.monotonic() - self._last_commit >= self._config.commit_interval
         )
@@ -290,53 +356,64 @@ class Pipeline:
         return Uncommitted(self._outbox.take(), changes, advanced)
 
     def _write(self, work: Uncommitted) -> None:
-        if self._aborted:
-            raise self._aborted
+        self._raise_broken()
+        if not work.positions.keys() <= self._assigned:
+            raise SetbackError("partitions went away before what was read of them was committed")
         with self._metrics.commit_seconds.time():
-            self._send(work.outputs)
-            for change in work.changes:
-                self._send(change.records())
-            ends = self._producer.flush()
-            self._metrics.count_sent(self._sent)
-            self._sent.clear()
-            self._commit_positions(work.positions)
-            for change in work.changes:
-                change.table.commit(change, _end(ends, change.changelog_partition))
+            done = self._committer.commit(work)
+        self._committed.update(done)
+        self._retries.forget_before(done)
         self._metrics.last_commit.set_to_current_time()
         self.has_progressed = True
+        if done:
+            self._setbacks = 0
+            self._progress.made()
 
-    def _send(self, records: Sequence[OutgoingRecord]) -> None:
-        self._producer.send(records)
-        self._sent.update(record.topic for record in records)
+    # setbacks
 
-    def _commit_positions(self, positions: Mapping[TopicPartition, int]) -> None:
-        """A group that is rebalancing may refuse: the next commit then includes these again."""
-        owned = {each: at for each, at in positions.items() if each in self._assigned}
-        if not owned:
-            return
-        try:
-            self._consumer.commit(owned)
-        except FencedError:
-            self._fenced_commits += 1
-            if self._fenced_commits > _MAX_FENCED_COMMITS:
-                raise
-            return
-        self._fenced_commits = 0
-        self._committed.update(owned)
+    def _raise_broken(self) -> None:
+        if self._broken:
+            raise self._broken
 
-    async def _spill(self) -> None:
-        """Send outputs before the commit that they belong to, because there are too many.
-        Shielded: an agent's own timeout must not take back what has left the outbox. An agent
-        never sees a failure here, which it might catch; the pipeline ends and cancels it."""
-        await asyncio.shield(self._thread.call(self._send_early, self._outbox.take()))
-        if self._aborted:
-            await asyncio.Event().wait()
+    async def _go_back(self, error: StreamingError) -> None:
+        """Drop what is not committed, wait, and read it again. Raises what is not to be tried
+        again."""
+        delay = self._delay_after(error)
+        self._metrics.setbacks.inc()
+        log.warning("setback", service=self._app.id, error=str(error), again_in=round(delay, 3))
+        await self._stop_agents()
+        self._outbox.take()
+        for table in self._app.tables.values():
+            table.rollback()
+        self._positions = dict(self._committed)
+        self._records_since_commit = 0
+        self._broken = None
+        await self._thread.call(self._seek_back)
+        until = time.monotonic() + delay
+        while (remaining := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(remaining, _KEEP_ALIVE_SECONDS))
+            await self._thread.call(self._keep_alive)
+        self._start_agents()
+        await self._thread.call(self._resume_after_keep_alive)
 
-    def _send_early(self, records: list[OutgoingRecord]) -> None:
-        try:
-            self._send(records)
-        except StreamingError as error:
-            self._aborted = error
+    def _delay_after(self, error: StreamingError) -> float:
+        """Seconds; longer after each setback without a commit in between, with jitter."""
+        if isinstance(error, AgentError):
+            self._metrics.agent_errors.labels(error.agent).inc()
+            policies = {agent.name: agent.on_error for agent in self._app.agents}
+            return self._retries.delay_after(error, policies.get(error.agent))
+        limit = self._config.retry_backoff_max
+        delay = min(limit, _FIRST_SETBACK_SECONDS * 2.0 ** min(self._setbacks, 16))
+        self._setbacks += 1
+        return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+
+    def _seek_back(self) -> None:
+        self._consumer.pause(list(self._consumer.assignment()))
+        for partition in self._assigned:
+            if self._sink_of(partition):
+                self._to_place.add(partition)
+            elif partition in self._committed:
+                self._consumer.seek(partition, self._committed[partition])
 
     # assign, restore, revoke: on the broker thread, inside its poll
 
@@ -354,24 +431,25 @@ class Pipeline:
             work = self._on_loop(self._drain())
             if work:
                 self._write(work)
-        except BrokerError as error:
+        except (BrokerError, SetbackError) as error:
             log.warning("commit_before_revocation_failed", error=str(error))
-            self._aborted = error
+            self._broken = error
         finally:
             self._release(partitions)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """What they have put into the outbox and the tables belongs to their new owner."""
         self._metrics.rebalances.labels("lost").inc()
         log.warning("partitions_lost", partitions=len(partitions))
         self._release(partitions)
-        if self.busy_since is not None:
-            self._aborted = BrokerError("partitions were lost while agents worked on them")
+        self._broken = SetbackError(f"{len(partitions)} partitions were lost to other instances")
 
     def _release(self, partitions: Sequence[TopicPartition]) -> None:
         """Close what belongs to partitions given away, before the new owner may open it."""
         gone = set(partitions)
         self._assigned -= gone
         self._to_resume -= gone
+        self._to_place -= gone
         self._to_open = [each for each in self._to_open if each not in gone]
         self._on_loop(self._forget(gone))
         self._restorer.drop(gone)
@@ -379,6 +457,7 @@ class Pipeline:
             for table in self._tables_of(partition):
                 table.close(partition.partition)
             self._forget_lag(partition)
+        self._follow_the_others()
         self._metrics.partitions.set(len(self._assigned))
 
     def _on_loop(self, step: Coroutine[Any, Any, T]) -> T:
@@ -401,23 +480,20 @@ class Pipeline:
     async def _drain(self) -> Uncommitted | None:
         """Let the agents finish, within bounds, and collect; None when they did not, or when
         this pipeline has already dropped their work."""
-        if self._closing:
+        if self._closing or self._broken:
             return None
-        self._outbox.holds_everything = True
         try:
             async with asyncio.timeout(self._config.drain_timeout):
                 await wait_until_idle(self._agents)
             return self._collect()
         except TimeoutError:
-            self._aborted = BrokerError(
+            self._broken = SetbackError(
                 f"agents did not finish their batch within drain_timeout "
                 f"({self._config.drain_timeout} s)"
             )
             log.warning("drain_timed_out", agents=[each.stream.at for each in self._agents])
         except StreamingError as error:
-            self._aborted = error
-        finally:
-            self._outbox.holds_everything = False
+            self._broken = error
         return None
 
     def _open_and_restore(self) -> None:
@@ -428,25 +504,43 @@ class Pipeline:
                 self._open(table, partition.partition)
             if self._is_wanted(partition):
                 self._to_resume.add(partition)
+            if self._sink_of(partition):
+                self._to_place.add(partition)
+        if opening:
+            self._follow_the_others()
         if self._restorer.active:
             self._restorer.step(_LINGER_SECONDS)
+            self._progress.made()
         ready = [each for each in self._to_resume if self._is_active(each)]
         if ready:
             self._consumer.resume(ready)
             self._to_resume.difference_update(ready)
 
     def _open(self, table: AnyTable, partition: int) -> None:
+        if self._standby:
+            self._standby.release(table, partition)
         table.cache_entries = self._config.table_cache_entries
-        changelog_id = self._identity.changelog_id(table)
-        store = table.open(partition, self._tables_folder, changelog_id)
+        changelog_id = self._identity.of(table.changelog.name)
+        store = table.open(partition, self._instance.folder, changelog_id)
         self._restorer.add(table, partition, store)
 
+    def _follow_the_others(self) -> None:
+        """Keep copies of the partitions that other instances own."""
+        if self._standby is None:
+            return
+        for table in self._app.tables.values():
+            changelog_id = self._identity.of(table.changelog.name)
+            for number in range(self._identity.partitions[table.source.name]):
+                if TopicPartition(table.source.name, number) not in self._assigned:
+                    self._standby.follow(table, number, self._instance.folder, changelog_id)
+
     def _is_active(self, partition: TopicPartition) -> bool:
-        """Whether records of this partition may be read: an agent wants them, and every table
-        split like it is restored."""
+        """Whether records of this partition may be read: an agent wants them, its sink has said
+        from where on, and every table split like it is restored."""
         return (
             self._is_wanted(partition)
             and partition not in self._to_open
+            and partition not in self._to_place
             and not self._restorer.waits_for(partition)
         )
 
@@ -457,6 +551,55 @@ class Pipeline:
     def _tables_of(self, partition: TopicPartition) -> list[AnyTable]:
         return [t for t in self._app.tables.values() if t.source.name == partition.topic]
 
+    # sinks that keep the offsets
+
+    def _sink_of(self, partition: TopicPartition) -> OffsetKeeper | None:
+        for agent in self._app.agents:
+            if agent.topic.name == partition.topic and agent.offsets_in:
+                return agent.offsets_in
+        return None
+
+    async def _place_sinks(self) -> None:
+        """Ask the sinks where they stand, and go there when they have answered. One may be away
+        for long: its partitions wait, paused; the group and the others do not."""
+        if self._placing is None:
+            self._placing = asyncio.create_task(self._sink_positions(sorted(self._to_place)))
+        if not self._placing.done():
+            return
+        positions, self._placing = self._placing.result(), None
+        await self._thread.call(self._place, positions)
+        for running in self._agents:
+            topic = running.agent.topic.name
+            running.stream.place({p: at for p, at in positions.items() if p.topic == topic})
+
+    async def _sink_positions(
+        self, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int | None]:
+        found: dict[TopicPartition, int | None] = dict.fromkeys(partitions)
+        for agent in self._app.agents:
+            of_agent = [each for each in partitions if each.topic == agent.topic.name]
+            if agent.offsets_in and of_agent:
+                ids = {agent.topic.name: self._identity.of(agent.topic.name)}
+                found |= await agent.offsets_in.positions(of_agent, ids)
+        return found
+
+    def _place(self, positions: Mapping[TopicPartition, int | None]) -> None:
+        """A sink that has never been written goes on from what the group has committed."""
+        for partition in self._to_place & positions.keys():
+            position = positions[partition]
+            if position is None:
+                position = self._committed.get(partition)
+            elif position > (end := self._consumer.log_end(partition)):
+                raise StateError(
+                    f"the sink stands at offset {position} of {partition.topic}"
+                    f"[{partition.partition}], which ends at {end}: it has read what this topic "
+                    "has lost; see that both are of the same age"
+                )
+            if position is not None:
+                self._consumer.seek(partition, position)
+                self._positions[partition] = position
+            self._to_place.discard(partition)
+
     # what others ask
 
     def owns(self, topic: str, partition: int) -> bool:
@@ -464,8 +607,10 @@ class Pipeline:
 
     def readiness(self) -> list[str]:
         reasons = []
-        if self._to_open or self._to_resume:
-            reasons.append("restoring tables")
+        if self._to_place:
+            reasons.append("waiting for a sink to say where it stands")
+        elif self._to_open or self._to_resume:
+            reasons.append(self._restorer.progress() or "restoring tables")
         busy = time.monotonic() - self.busy_since if self.busy_since is not None else 0.0
         if busy > _BUSY_SECONDS:
             at = ", ".join(each.stream.at for each in self._agents if not each.stream.is_idle)
@@ -473,26 +618,30 @@ class Pipeline:
         return reasons
 
     def _update_gauges(self) -> None:
-        if time.monotonic() - self._last_lag < _LAG_SECONDS:
+        if time.monotonic() - self._last_gauges < _GAUGES_SECONDS:
             return
         for table in self._app.tables.values():
+            table.refresh()
             self._metrics.table_bytes.labels(table.name).set(table.estimated_bytes())
+            self._metrics.table_entries.labels(table.name).set(table.estimated_entries())
         try:
-            for partition in self._assigned:
-                self._update_lag(partition)
+            if self._standby:
+                self._metrics.standby_lag.set(self._standby.lag())
+            lag = sum([self._update_lag(each) for each in self._assigned])
+            if not lag and self.busy_since is None and not self._to_resume:
+                self._progress.made()
         except BrokerError as error:
             log.debug("lag_unknown", error=str(error))
-        self._last_lag = time.monotonic()
+        self._last_gauges = time.monotonic()
 
-    def _update_lag(self, partition: TopicPartition) -> None:
+    def _update_lag(self, partition: TopicPartition) -> int:
         if not self._is_wanted(partition):
-            return
+            return 0
         low, high = self._consumer.watermarks(partition, 1.0)
-        position = self._positions.get(partition)
-        if position is None:
-            position = self._consumer.position(partition) or low
-        labels = (partition.topic, str(partition.partition))
-        self._metrics.lag.labels(*labels).set(max(0, high - position))
+        passed = self._consumer.position(partition) or low
+        lag = max(0, high - max(passed, self._positions.get(partition, low)))
+        self._metrics.lag.labels(partition.topic, str(partition.partition)).set(lag)
+        return lag
 
     def _forget_lag(self, partition: TopicPartition) -> None:
         try:
@@ -502,14 +651,24 @@ class Pipeline:
 
     # close
 
+    async def _stop_agents(self) -> None:
+        if self._placing is not None:
+            self._placing.cancel()
+            self._placing = None
+        stopping, self._agents = self._agents, []
+        for running in stopping:
+            await running.cancel(self._config.drain_timeout)
+
     async def _close(self) -> None:
         self._closing = True
         try:
-            for running in self._agents:
-                await running.cancel()
-            self._agents = []
+            await self._stop_agents()
         finally:
-            await self._thread.call(self._disconnect)
+            try:
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._thread.call(self._disconnect)
+            except TimeoutError:
+                log.error("not_closed", service=self._app.id, seconds=_CLOSE_SECONDS)
 
     def _disconnect(self) -> None:
         with ExitStack() as closing:  # all of them, whichever fails; the consumer first
@@ -518,16 +677,7 @@ class Pipeline:
             closing.callback(self._assigned.clear)
             for table in self._app.tables.values():
                 closing.callback(table.close_all)
-            for name in ("_restorer", "_producer", "_consumer"):
+            for name in ("_standby", "_restorer", "_committer", "_consumer"):
                 opened = getattr(self, name, None)
                 if opened is not None:
                     closing.callback(opened.close)
-
-
-def _end(ends: Mapping[TopicPartition, int], partition: TopicPartition) -> int:
-    try:
-        return ends[partition]
-    except KeyError:
-        raise DeliveryError(
-            f"{partition.topic}[{partition.partition}]: acknowledged without an offset"
-        ) from None

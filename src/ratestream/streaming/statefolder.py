@@ -1,4 +1,4 @@
-"""The folder in which one instance keeps its tables: `<data_dir>/<app id>/<n>`.
+"""The folder in which one instance keeps its tables and its name: `<data_dir>/<app id>/<n>`.
 
 Instances of an app may share a data folder. Each takes the first number that is free, by locking
 the file `lock` in it; the operating system lets go of that when the process ends, however it ends.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -27,7 +28,9 @@ class StateFolder:
 
     def __init__(self, of_app: Path, max_instances: int) -> None:
         self._lock, self.path = _first_free(of_app, max_instances)
-        log.info("state_folder_taken", path=str(self.path))
+        self.instance_id = _kept_id(self.path / "instance-id")
+        """The same whenever this folder is taken, and never that of another."""
+        log.info("state_folder_taken", path=str(self.path), instance_id=self.instance_id)
 
     def adopt(self, tables: Iterable[str]) -> None:
         """Take over what ratestream 0.1, with one instance for each data folder, kept one level
@@ -75,6 +78,21 @@ def _first_free(of_app: Path, max_instances: int) -> tuple[IO[bytes], Path]:
         f"the state folder {of_app} is shared by {max_instances} instances already, and "
         "max_instances allows no more: raise it, or set another data_dir"
     )
+
+
+def _kept_id(file: Path) -> str:
+    try:
+        if kept := file.read_text().strip():
+            return kept
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"{file} cannot be read ({error}): remove it") from error
+    try:
+        file.write_text(made := secrets.token_hex(8))
+    except OSError as error:
+        raise StateError(f"{file} cannot be written ({error.strerror})") from error
+    return made
 
 
 def _is_locked(file: IO[bytes]) -> bool:

@@ -21,14 +21,22 @@ from collections.abc import (
 )
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from ratestream.streaming.errors import AgentError, ConfigurationError
-from ratestream.streaming.sinks import Move
-from ratestream.streaming.topics import AnyTopic, Work, current_work
+from ratestream.streaming.errors import (
+    AgentError,
+    ConfigurationError,
+    FencedError,
+    SetbackError,
+)
+from ratestream.streaming.sinks import Move, OffsetKeeper
+from ratestream.streaming.topics import AnyTopic, Outbox, Work, current_work
 from ratestream.streaming.types import Headers, OutgoingRecord, Record, TopicPartition
 
 V = TypeVar("V")
+RecordId = tuple[str, int, int]
+"""Topic, partition and offset."""
+
 _TURN_SECONDS = 0.01
 _REASON_BYTES = 1_000
 
@@ -71,7 +79,13 @@ class Batch(Generic[V]):
 class Stream(Generic[V]):
     """What an agent reads: the values of one topic, from this instance's partitions."""
 
-    def __init__(self, topic: AnyTopic, work: Work, rejections: Rejections) -> None:
+    def __init__(
+        self,
+        topic: AnyTopic,
+        work: Work,
+        rejections: Rejections,
+        alone: Collection[RecordId] = (),
+    ) -> None:
         self.topic = topic
         self._work = work
         self._rejections = rejections
@@ -81,6 +95,8 @@ class Stream(Generic[V]):
         self._fed = asyncio.Event()
         self._idle = asyncio.Event()
         self._turn_ends = 0.0
+        self._alone = alone
+        self._sink_positions: dict[TopicPartition, int | None] = {}
 
     def __aiter__(self) -> AsyncIterator[V]:
         return self._values()
@@ -102,11 +118,15 @@ class Stream(Generic[V]):
                 event = waiting.popleft()
                 self._current = event
                 work.partition = event.record.partition
+                work.timestamp = event.record.timestamp
                 yield event
-                if time.monotonic() > self._turn_ends:
+                if work.outbox.is_full:
+                    self._current = work.partition = None
+                    await self._wait_to_be_fed(None)
+                elif time.monotonic() > self._turn_ends:
                     await self._give_turn()
             self._current = work.partition = None
-            await self._more(None)
+            await self._wait_to_be_fed(None)
 
     async def take(self, n: int, *, within: float) -> AsyncIterator[list[Event]]:
         """Up to `n` events at a time, sooner when `within` seconds have passed since the first.
@@ -114,28 +134,44 @@ class Stream(Generic[V]):
         if n < 1 or within < 0:
             raise ConfigurationError(f"take({n}, within={within}): n >= 1 and within >= 0")
         while True:
+            if self._work.outbox.is_full:
+                await self._wait_to_be_fed(None)
             await self._fill(n, within)
             yield list(self._held)
             self._held.clear()
+
+    async def batches(self, n: int, *, within: float) -> AsyncIterator[Batch[V]]:
+        """As `take`, for an agent whose sink keeps the offsets: each batch knows by what the sink
+        has to be moved."""
+        async for events in self.take(n, within=within):
+            batch: Batch[V] = Batch(events, dict(self._sink_positions))
+            yield batch
+            self._sink_positions.update((each.partition, each.next) for each in batch.moves)
 
     async def _fill(self, n: int, within: float) -> None:
         deadline = None
         while len(self._held) < n:
             while self._waiting and len(self._held) < n:
+                if self._is_alone(self._waiting[0]) and self._held:
+                    return
                 self._held.append(self._waiting.popleft())
+                if self._is_alone(self._held[-1]):
+                    return
             if len(self._held) == n:
                 return
             if self._held and deadline is None:
                 deadline = time.monotonic() + within
             if not self._held:  # a rebalance may have taken them away
                 deadline = None
-            if not await self._more(deadline) and self._held:
+            if not await self._wait_to_be_fed(deadline) and self._held:
                 return
 
-    async def _more(self, deadline: float | None) -> bool:
-        """Wait for more to read, idle meanwhile; False when the deadline passed first."""
-        if self._waiting:
-            return True
+    def _is_alone(self, event: Event) -> bool:
+        record = event.record
+        return (record.topic, record.partition, record.offset) in self._alone
+
+    async def _wait_to_be_fed(self, deadline: float | None) -> bool:
+        """Idle meanwhile; False when the deadline passed first."""
         self._fed.clear()
         self._idle.set()
         try:
@@ -167,8 +203,12 @@ class Stream(Generic[V]):
 
     # What the worker does with a stream.
 
+    def place(self, positions: Mapping[TopicPartition, int | None]) -> None:
+        """Where the agent's sink stands in partitions that are about to be read."""
+        self._sink_positions.update(positions)
+
     def feed(self, events: Iterable[Event]) -> None:
-        """Give the agent more to read."""
+        """Give the agent more to read, or let it go on with what it has."""
         self._waiting.extend(events)
         if self._waiting:
             self._idle.clear()
@@ -176,8 +216,14 @@ class Stream(Generic[V]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the agent waits for more: everything it was fed is done, or held by `take`."""
+        """Whether the agent waits to be fed: everything it was fed is done, or held by `take`, or
+        it `has_more` and waits for its outbox to be emptied."""
         return self._idle.is_set()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether it has been fed records that the agent has not begun."""
+        return bool(self._waiting)
 
     async def wait_idle(self) -> None:
         await self._idle.wait()
@@ -197,13 +243,17 @@ class Stream(Generic[V]):
         self._waiting.extend(kept)
         self._held[:] = [e for e in self._held if e.record.topic_partition not in partitions]
 
+    def current(self) -> list[RecordId]:
+        """What the agent is at: one record, those of a list of `take`, or none."""
+        events = [self._current] if self._current else self._held
+        return [(e.record.topic, e.record.partition, e.record.offset) for e in events]
+
     @property
     def at(self) -> str:
         """Where the agent is, for errors."""
-        record = self._current.record if self._current else None
-        if record is None and self._held:
-            record = self._held[0].record
-        return f"{record.topic}[{record.partition}]@{record.offset}" if record else "no record"
+        for topic, partition, offset in self.current():
+            return f"{topic}[{partition}]@{offset}"
+        return "no record"
 
 
 AnyStream = Stream[Any]
@@ -242,20 +292,48 @@ AgentFunction = Callable[[AnyStream], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
+class OnError:
+    """What happens when an agent raises for a record. Everything that is not committed is dropped
+    and read again, up to `retries` times, after `backoff` seconds that double each time. Then the
+    worker stops, or the record goes to the dead-letter topic, in the same commit as its
+    neighbours, with the error as the reason. A record of a list of `take` is first tried alone.
+    """
+
+    retries: int = 0
+    backoff: float = 1.0
+    then: Literal["stop", "dead_letter"] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.retries < 0 or self.backoff < 0 or self.then not in ("stop", "dead_letter"):
+            raise ConfigurationError(
+                f"{self}: retries and backoff must be >= 0, then is 'stop' or 'dead_letter'"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Agent:
     """A function that reads one topic for ever."""
 
     name: str
     topic: AnyTopic
     function: AgentFunction
+    offsets_in: OffsetKeeper | None = None
+    on_error: OnError = OnError()
 
 
 class RunningAgent:
-    """One run of an agent's coroutine. An abort ends it; only tables survive that."""
+    """One run of an agent's coroutine. A setback ends it; only tables and sinks survive that."""
 
-    def __init__(self, agent: Agent, work: Work, rejections: Rejections) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        outbox: Outbox,
+        rejections: Rejections,
+        alone: Collection[RecordId] = (),
+    ) -> None:
+        work = Work(outbox)
         self.agent = agent
-        self.stream: AnyStream = Stream(agent.topic, work, rejections)
+        self.stream: AnyStream = Stream(agent.topic, work, rejections, alone)
         context = copy_context()
         context.run(current_work.set, work)
         self.task = asyncio.get_running_loop().create_task(
@@ -269,20 +347,23 @@ class RunningAgent:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise AgentError(
-                f"agent {self.agent.name} failed at {self.stream.at}: "
-                "something that it awaited was cancelled"
-            ) from error
-        except Exception as error:  # the boundary: whatever an agent raises stops its worker
-            raise AgentError(
-                f"agent {self.agent.name} failed at {self.stream.at}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise self._error("something that it awaited was cancelled") from error
+        except FencedError as error:  # only a sink raises it to an agent
+            raise SetbackError(f"agent {self.agent.name}: {error}") from error
+        except Exception as error:  # the boundary: whatever an agent raises is its policy's
+            raise self._error(f"{type(error).__name__}: {error}") from error
         raise AgentError(f"agent {self.agent.name} returned; an agent reads for ever")
 
-    async def cancel(self) -> None:
+    def _error(self, what: str) -> AgentError:
+        agent, stream = self.agent, self.stream
+        message = f"agent {agent.name} failed at {stream.at}: {what}"
+        return AgentError(message, agent.name, stream.current())
+
+    async def cancel(self, timeout: float) -> None:
+        """Raises `AgentError` when it does not end within `timeout` seconds."""
         self.task.cancel()
-        await asyncio.wait((self.task,))
+        if not (await asyncio.wait((self.task,), timeout=timeout))[0]:
+            raise AgentError(f"agent {self.agent.name} does not end when it is cancelled")
 
 
 async def wait_until_idle(agents: Sequence[RunningAgent]) -> None:

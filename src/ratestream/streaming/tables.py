@@ -3,64 +3,82 @@ logged to a changelog topic from which any instance can rebuild them.
 
 A table is split like the topic it belongs to: what an agent writes while it is at a record of
 partition 3 goes to the table's partition 3, its changelog's partition 3 and its own store.
+
+A table with a time to live counts in stream time, which is the newest timestamp among the records
+at which the partition was written and the record an agent is at. Replaying the same records
+expires the same entries, whenever and wherever that happens. The changelog's timestamps are the
+times of the writes, so that a restored entry is as old as the one that was lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping, MutableMapping, ValuesView
+import math
+from collections.abc import Callable, ItemsView, Iterator, MutableMapping, ValuesView
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-import structlog
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ratestream.streaming.codecs import codec_for
-from ratestream.streaming.errors import ConfigurationError, StateError
-from ratestream.streaming.metrics import WorkerMetrics
+from ratestream.streaming.errors import ConfigurationError
 from ratestream.streaming.store import Store
 from ratestream.streaming.topics import AnyTopic, current_work
-from ratestream.streaming.types import (
-    Broker,
-    ConsumerConfig,
-    OffsetOutOfRange,
-    OutgoingRecord,
-    TopicPartition,
-    TopicSpec,
-)
+from ratestream.streaming.types import OutgoingRecord, TopicPartition, TopicSpec
 
 K = TypeVar("K")
 V = TypeVar("V")
-_RESTORE_BATCH_RECORDS = 10_000
-_TOMBSTONES_SECONDS = 12 * 3600
+_SWEPT_KEYS = 200
 _MISSING: Any = object()
 
-log = structlog.get_logger("ratestream.tables")
+
+class _Entry(NamedTuple):
+    """What a table with a time to live buffers instead of a value."""
+
+    value: Any
+    written: int
 
 
 @dataclass(slots=True)
 class _Partition:
     """One partition of a table that this instance owns. Values stay decoded while cached;
-    `dirty` is what the next commit writes, `committing` what the one under way writes."""
+    `dirty` is what the next commit writes, `committing` what the one under way writes.
+
+    With a time to live: `written` is the stream time of the last write not yet in the store, and
+    a sweep that has come to the key `swept_to` (None: there is none) looks for what is over; the
+    next one begins at stream time `next_sweep`."""
 
     store: Store
     cache: dict[Any, Any] = field(default_factory=dict)
     dirty: dict[Any, Any] = field(default_factory=dict)
     committing: dict[Any, Any] = field(default_factory=dict)
+    written: int = 0
+    swept_to: bytes | None = None
+    next_sweep: int = 0
+
+    @property
+    def time(self) -> int:
+        return max(self.written, self.store.stream_time)
 
 
 @dataclass(frozen=True, slots=True)
 class TableChanges:
-    """What one commit changes in one partition of one table; None deletes."""
+    """What one commit changes in one partition of one table; None deletes. `times` says when,
+    milliseconds since the epoch, if the table has a time to live."""
 
     table: AnyTable
     partition: int
     changes: dict[bytes, bytes | None]
+    times: dict[bytes, int] | None = None
 
     def records(self) -> list[OutgoingRecord]:
         """The changes as changelog records, in the partition that they belong to."""
-        topic = self.table.changelog.name
+        topic, partition = self.table.changelog.name, self.partition
+        if self.times is None:
+            return [
+                OutgoingRecord(topic, key, value, partition) for key, value in self.changes.items()
+            ]
         return [
-            OutgoingRecord(topic, key, value, self.partition) for key, value in self.changes.items()
+            OutgoingRecord(topic, key, value, partition, self.times[key])
+            for key, value in self.changes.items()
         ]
 
     @property
@@ -75,6 +93,10 @@ class Table(MutableMapping[K, V], Generic[K, V]):
     assigned again to be kept. Writing is for agents that iterate record by record; timers, tasks
     and pages may read, and see every partition of this instance. `len` and iteration read the
     whole partition.
+
+    An entry that has not been written for `ttl` seconds of stream time is missing. It leaves store
+    and changelog with one of the next commits: each looks at twice as many entries as it writes,
+    and some more, in rounds that begin when a tenth of `ttl` has passed.
     """
 
     def __init__(
@@ -84,7 +106,10 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         source: AnyTopic,
         types: tuple[type[K], type[V]],
         default: Callable[[], V] | None,
+        ttl: float | None = None,
     ) -> None:
+        if ttl is not None and not ttl > 0:
+            raise ConfigurationError(f"table {name}: ttl={ttl}, allowed is more than 0 seconds")
         self.name = name
         self.changelog = changelog
         self.source = source
@@ -92,6 +117,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         self._key_codec = codec_for(types[0])
         self._value_codec = codec_for(types[1])
         self._default = default
+        self._ttl_ms = None if ttl is None else math.ceil(ttl * 1000)
         self._partitions: dict[int, _Partition] = {}
 
     def __getitem__(self, key: K) -> V:
@@ -104,7 +130,8 @@ class Table(MutableMapping[K, V], Generic[K, V]):
 
     def __setitem__(self, key: K, value: V) -> None:
         partition = self._written_partition()
-        partition.cache[key] = partition.dirty[key] = value
+        kept = value if self._ttl_ms is None else _Entry(value, partition.written)
+        partition.cache[key] = partition.dirty[key] = kept
 
     def __delitem__(self, key: K) -> None:
         partition = self._written_partition()
@@ -119,11 +146,19 @@ class Table(MutableMapping[K, V], Generic[K, V]):
     def __iter__(self) -> Iterator[K]:
         for partition in self._read_partitions():
             pending = {**partition.committing, **partition.dirty}
-            for raw_key in partition.store.all_keys():
+            for raw_key in self._stored_keys(partition):
                 key = self._key_codec.decode(raw_key)
                 if key not in pending:
                     yield key
-            yield from (key for key, value in pending.items() if value is not None)
+            for key, kept in pending.items():
+                if self._value_of(partition, kept) is not None:
+                    yield key
+
+    def _stored_keys(self, partition: _Partition) -> list[bytes]:
+        if self._ttl_ms is None:
+            return partition.store.all_keys()
+        over = self._now(partition) - self._ttl_ms
+        return [key for key, written in partition.store.timed_keys() if written > over]
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -154,23 +189,39 @@ class Table(MutableMapping[K, V], Generic[K, V]):
 
     def _find(self, key: Any) -> Any:
         for partition in self._read_partitions():
-            value = self._look_up(partition, key)
+            value = self._value_of(partition, self._look_up(partition, key))
             if value is not None:
                 return value
         return _MISSING
 
     def _look_up(self, partition: _Partition, key: Any) -> Any:
         for layer in (partition.dirty, partition.committing, partition.cache):
-            value = layer.get(key, _MISSING)
-            if value is not _MISSING:
-                return value
-        raw = partition.store.get(self._key_codec.encode(key) or b"")
-        if raw is None:
-            return None
-        value = self._value_codec.decode(raw)
-        if len(partition.cache) < self.cache_entries:  # only a commit makes room again
-            partition.cache[key] = value
-        return value
+            kept = layer.get(key, _MISSING)
+            if kept is not _MISSING:
+                return kept
+        kept = self._stored(partition.store, self._key_codec.encode(key) or b"")
+        if kept is not None and len(partition.cache) < self.cache_entries:
+            partition.cache[key] = kept  # only a commit makes room again
+        return kept
+
+    def _stored(self, store: Store, raw_key: bytes) -> Any:
+        if self._ttl_ms is None:
+            raw = store.get(raw_key)
+            return None if raw is None else self._value_codec.decode(raw)
+        timed = store.get_timed(raw_key)
+        return None if timed is None else _Entry(self._value_codec.decode(timed[0]), timed[1])
+
+    def _value_of(self, partition: _Partition, kept: Any) -> Any:
+        """The value of what is buffered or stored; None when it was deleted or is over."""
+        if self._ttl_ms is None or kept is None:
+            return kept
+        return kept.value if kept.written > self._now(partition) - self._ttl_ms else None
+
+    def _now(self, partition: _Partition) -> int:
+        work = current_work.get()
+        if work is None or work.partition is None:
+            return partition.time
+        return max(partition.time, work.timestamp)
 
     def _read_partitions(self) -> list[_Partition]:
         work = current_work.get()
@@ -184,7 +235,10 @@ class Table(MutableMapping[K, V], Generic[K, V]):
             raise ConfigurationError(
                 f"table {self.name}: only an agent that iterates record by record may write"
             )
-        return self._of_record(work.partition)
+        partition = self._of_record(work.partition)
+        if self._ttl_ms is not None:
+            partition.written = self._now(partition)
+        return partition
 
     def _of_record(self, number: int) -> _Partition:
         try:
@@ -198,10 +252,16 @@ class Table(MutableMapping[K, V], Generic[K, V]):
     # What the worker does with a table.
 
     def open(self, partition: int, folder: Path, changelog_id: str) -> Store:
-        """Open the partition's store; it may be behind its changelog. Raises `StateError`."""
-        store = Store(folder / self.name / str(partition), changelog_id)
+        """Open the partition's store; it may be behind its changelog. Raises `StateError`,
+        `StoreError`."""
+        store = self.store(partition, folder, changelog_id)
         self._partitions[partition] = _Partition(store)
         return store
+
+    def store(self, partition: int, folder: Path, changelog_id: str) -> Store:
+        """The store of a partition, which is not this instance's for that."""
+        path = folder / self.name / str(partition)
+        return Store(path, changelog_id, timed=self._ttl_ms is not None)
 
     def close(self, partition: int) -> None:
         """Close the partition's store; what is not committed is forgotten."""
@@ -219,26 +279,54 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         for number, partition in self._partitions.items():
             if partition.dirty:
                 partition.committing, partition.dirty = partition.dirty, {}
-                taken.append(TableChanges(self, number, self._encoded(partition.committing)))
+            elif self._ttl_ms is None:
+                continue
+            changes = self._changes(number, partition)
+            if changes.changes:
+                taken.append(changes)
         return taken
 
-    def _encoded(self, changes: Mapping[Any, Any]) -> dict[bytes, bytes | None]:
+    def _changes(self, number: int, partition: _Partition) -> TableChanges:
         encode_key, encode_value = self._key_codec.encode, self._value_codec.encode
-        return {
-            encode_key(key) or b"": None if value is None else encode_value(value)
-            for key, value in changes.items()
-        }
+        changes: dict[bytes, bytes | None] = {}
+        if self._ttl_ms is None:
+            for key, value in partition.committing.items():
+                changes[encode_key(key) or b""] = None if value is None else encode_value(value)
+            return TableChanges(self, number, changes)
+        times: dict[bytes, int] = {}
+        for key, entry in partition.committing.items():
+            raw_key = encode_key(key) or b""
+            changes[raw_key] = None if entry is None else encode_value(entry.value)
+            times[raw_key] = partition.time if entry is None else entry.written
+        for raw_key in _sweep(partition, self._ttl_ms, _SWEPT_KEYS + 2 * len(changes)):
+            if raw_key not in changes:
+                changes[raw_key], times[raw_key] = None, partition.time
+        return TableChanges(self, number, changes, times)
 
     def commit(self, changes: TableChanges, checkpoint: int) -> None:
         """Write to the store what the broker now has; `checkpoint` is the changelog's next
-        offset after it."""
+        offset after it. Raises `StoreError`."""
         partition = self._partitions[changes.partition]
-        partition.store.write(changes.changes, checkpoint)
+        partition.store.write(changes.changes, checkpoint, changes.times)
         partition.committing = {}
         _trim(partition.cache, self.cache_entries)
 
+    def rollback(self) -> None:
+        """Forget what is not committed: written, being committed, or changed in place."""
+        for number, partition in self._partitions.items():
+            self._partitions[number] = _Partition(partition.store)
+
+    def refresh(self) -> None:
+        """Mark idle stores as having everything, which only an owner knows. To be called every
+        few minutes, or a store untouched for half a day is rebuilt when it is next opened."""
+        for partition in self._partitions.values():
+            partition.store.refresh()
+
     def estimated_bytes(self) -> int:
         return sum(each.store.estimated_bytes() for each in self._partitions.values())
+
+    def estimated_entries(self) -> int:
+        return sum(each.store.estimated_entries() for each in self._partitions.values())
 
 
 AnyTable = Table[Any, Any]
@@ -252,114 +340,13 @@ def _trim(cache: dict[Any, Any], limit: int) -> None:
             cache.pop(key, None)
 
 
-def _is_stale(store: Store) -> bool:
-    """Whether deletions that this store has not seen may be gone from the changelog by now:
-    brokers keep tombstones for a day unless told otherwise."""
-    return store.age() > _TOMBSTONES_SECONDS
-
-
-@dataclass(slots=True)
-class _Restoring:
-    table: AnyTable
-    store: Store
-    end: int
-
-
-class Restorer:
-    """Brings stores up to the end of their changelogs, a batch at a time, with a consumer of its
-    own. It can be given more partitions, or told to drop some, between any two steps."""
-
-    def __init__(self, broker: Broker, client_id: str, metrics: WorkerMetrics) -> None:
-        config = ConsumerConfig(client_id=f"{client_id}-restore", offset_reset="error")
-        self._consumer = broker.consumer(config)
-        self._metrics = metrics
-        self._active: dict[TopicPartition, _Restoring] = {}
-        self._positions: dict[TopicPartition, int] = {}
-
-    @property
-    def active(self) -> bool:
-        return bool(self._active)
-
-    def add(self, table: AnyTable, partition: int, store: Store) -> None:
-        """Restore `store` up to the end its changelog has now. Raises `StateError` when the
-        store is ahead of the changelog: it then belongs to another history."""
-        changelog = TopicPartition(table.changelog.name, partition)
-        low, high = self._consumer.watermarks(changelog)
-        start = store.checkpoint
-        if start is not None and start > high:
-            raise StateError(
-                f"the state folder {store.path} stands at offset {start} of "
-                f"{changelog.topic}[{partition}], which ends at {high}: the topic was made anew; "
-                "move the folder away to rebuild the table from the changelog"
-            )
-        if start is not None and (start < low or (start < high and _is_stale(store))):
-            log.warning("table_rebuilt", table=table.name, partition=partition, from_offset=low)
-            store.wipe()
-            start = None
-        self._active[changelog] = _Restoring(table, store, high)
-        self._positions[changelog] = low if start is None else start
-        self._reassign()
-
-    def drop(self, sources: set[TopicPartition]) -> None:
-        """Stop restoring what is split like these partitions; the stores are the caller's."""
-        for changelog, restoring in list(self._active.items()):
-            if TopicPartition(restoring.table.source.name, changelog.partition) in sources:
-                self._forget(changelog)
-        self._reassign()
-
-    def waits_for(self, source: TopicPartition) -> bool:
-        """Whether a table that is split like this partition's topic is still being restored."""
-        return any(
-            TopicPartition(restoring.table.source.name, changelog.partition) == source
-            for changelog, restoring in self._active.items()
-        )
-
-    def step(self, timeout: float) -> None:
-        """Apply one batch. Raises `BrokerError`; stores then stand where they stood."""
-        try:
-            records = self._consumer.poll(_RESTORE_BATCH_RECORDS, timeout)
-        except OffsetOutOfRange as error:
-            self._start_over(error.partition)
-            return
-        batches: dict[TopicPartition, dict[bytes, bytes | None]] = {}
-        for record in records:
-            batches.setdefault(record.topic_partition, {})[record.key or b""] = record.value
-            self._positions[record.topic_partition] = record.offset + 1
-        for changelog, changes in batches.items():
-            restoring = self._active[changelog]
-            restoring.store.write(changes, self._positions[changelog])
-            self._metrics.restored.labels(restoring.table.name).inc(len(changes))
-        self._finish()
-
-    def close(self) -> None:
-        self._consumer.close()
-
-    def _finish(self) -> None:
-        # A changelog may end in control records or compacted ones: the consumer's position
-        # passes them, the last record's offset does not.
-        done = [each for each, restoring in self._active.items() if self._at(each) >= restoring.end]
-        for changelog in done:
-            self._active[changelog].store.write({}, self._at(changelog))
-            self._forget(changelog)
-        if done:
-            self._reassign()
-
-    def _at(self, changelog: TopicPartition) -> int:
-        return max(self._positions[changelog], self._consumer.position(changelog) or 0)
-
-    def _start_over(self, changelog: TopicPartition) -> None:
-        """The changelog no longer has what the store would need: rebuild from its start."""
-        restoring = self._active[changelog]
-        low, restoring.end = self._consumer.watermarks(changelog)
-        log.warning("table_rebuilt", table=restoring.table.name, from_offset=low)
-        restoring.store.wipe()
-        self._positions[changelog] = low
-        self._reassign()
-
-    def _forget(self, changelog: TopicPartition) -> None:
-        del self._active[changelog]
-        del self._positions[changelog]
-
-    def _reassign(self) -> None:
-        self._metrics.restoring.set(len(self._active))
-        self._consumer.assign(self._positions)
+def _sweep(partition: _Partition, ttl_ms: int, limit: int) -> list[bytes]:
+    """Which of the next `limit` keys of the store are over."""
+    if partition.swept_to is None:
+        if partition.time < partition.next_sweep:
+            return []
+        partition.swept_to = b""
+        partition.next_sweep = partition.time + ttl_ms // 10
+    keys = partition.store.timed_keys(partition.swept_to, limit)
+    partition.swept_to = keys[-1][0] + b"\0" if len(keys) == limit else None
+    return [key for key, written in keys if written <= partition.time - ttl_ms]

@@ -18,7 +18,10 @@ RECORD_OVERHEAD_BYTES = 256
 
 
 class Outbox(Protocol):
-    """Where `send` puts a record."""
+    """Where `send` puts a record. While it `is_full` agents begin no further record."""
+
+    @property
+    def is_full(self) -> bool: ...
 
     async def put(self, record: OutgoingRecord) -> None: ...
 
@@ -26,14 +29,16 @@ class Outbox(Protocol):
 class Work:
     """What an agent is doing: where its sends go, and the partition whose record it is at.
 
-    `partition` is None while no single record is current, as in `take`.
+    `partition` is None while no single record is current, as in `take`; `timestamp` is that of the
+    latest record, milliseconds since the epoch.
     """
 
-    __slots__ = ("outbox", "partition")
+    __slots__ = ("outbox", "partition", "timestamp")
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
         self.partition: int | None = None
+        self.timestamp = 0
 
 
 current_work: ContextVar[Work | None] = ContextVar("current_work", default=None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 Headers = tuple[tuple[str, bytes], ...]
+ProcessingGuarantee = Literal["exactly_once", "at_least_once"]
 
 
 class TopicPartition(NamedTuple):

@@ -13,23 +13,27 @@ from pathlib import Path
 
 import structlog
 
-from ratestream.streaming.app import App
+from ratestream.streaming.app import TRANSACTION_PROBE, App
 from ratestream.streaming.errors import (
     AccessError,
     AuthorizationError,
     BrokerError,
     ConfigurationError,
+    StalledError,
     StreamingError,
     TopicError,
 )
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import AcknowledgedOutbox
-from ratestream.streaming.pipeline import BrokerThread, Identity, Pipeline
+from ratestream.streaming.pipeline import Identity, Instance, Pipeline
+from ratestream.streaming.progress import Progress
 from ratestream.streaming.statefolder import StateFolder
+from ratestream.streaming.threads import BrokerThread
 from ratestream.streaming.types import Broker, TopicSpec, WorkerConfig
 from ratestream.streaming.web import WebServer, build_web
 
 _STOP_SECONDS = 2.0
+_WATCH_SECONDS = 1.0
 
 log = structlog.get_logger("ratestream.worker")
 
@@ -79,6 +83,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._waiting_for = ""
         self._has_progressed = False
+        self._progress = Progress(config.progress_timeout)
 
     def _new_metrics(self) -> WorkerMetrics:
         app = self.app
@@ -89,6 +94,9 @@ class Worker:
         metrics.expect(inputs, outputs, app.tables)
         metrics.broker_up.set_function(self._has_broker)
         metrics.ready.set_function(lambda: not self.readiness())
+        metrics.progress_age.set_function(lambda: self._progress.age)
+        for agent in app.agents:
+            metrics.agent_errors.labels(agent.name)
         return metrics
 
     def _has_broker(self) -> bool:
@@ -127,17 +135,20 @@ class Worker:
             reasons.append(self.state.value)
         if self.app.topics and (trouble := self._broker.trouble()):
             reasons.append(f"the broker cannot be reached: {trouble}")
+        if self._progress.is_doubtful:
+            reasons.append(f"nothing committed for {self._progress.age:.0f} s, against a lag")
         if self._outbox is not None and self._outbox.trouble:
             reasons.append(f"records cannot be sent: {self._outbox.trouble}")
         if self._pipeline is not None:
             reasons.extend(self._pipeline.readiness())
         elif self.app.input_topics() and not reasons:
             reasons.append("nothing is being read")
-        for name, check in self.app.readiness_checks.items():
-            reason = check()
-            if reason is not None:
-                reasons.append(f"{name}: {reason}")
-        return reasons
+        return reasons + self._own_reasons()
+
+    def _own_reasons(self) -> list[str]:
+        """Those that the app itself gives."""
+        checks = {name: check() for name, check in self.app.readiness_checks.items()}
+        return [f"{name}: {reason}" for name, reason in checks.items() if reason is not None]
 
     @property
     def is_leader(self) -> bool:
@@ -152,8 +163,8 @@ class Worker:
         try:
             await web.start()
             self.address = web.address
-            async with self._tables_folder() as folder:
-                await self._live(folder)
+            async with self._instance() as instance:
+                await self._live(instance)
             self._transition_to(WorkerState.STOPPING)
         except asyncio.CancelledError:
             self._transition_to(WorkerState.STOPPING)
@@ -168,39 +179,44 @@ class Worker:
                 self._transition_to(WorkerState.STOPPED)
 
     @asynccontextmanager
-    async def _tables_folder(self) -> AsyncIterator[Path]:
-        """Where tables are kept, and by this instance alone; without tables nothing is claimed."""
+    async def _instance(self) -> AsyncIterator[Instance]:
+        """This instance's own folder and name. What needs neither claims nothing."""
         of_app = Path(self._config.data_dir) / self.app.id
-        if not self.app.tables:
-            yield of_app
+        has_name = self.app.is_exactly_once or self._config.static_membership
+        if not self.app.tables and not (has_name and self.app.input_topics()):
+            yield Instance("", of_app)
             return
         own = StateFolder(of_app, self._config.max_instances)
         try:
             own.adopt(self.app.tables)
-            yield own.path
+            yield Instance(own.instance_id, own.path)
         finally:
-            await self._thread.call(own.close)  # after the stores, even when this is cancelled
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._thread.call(own.close)  # after the stores, even when cancelled
 
-    async def _live(self, folder: Path) -> None:
+    async def _live(self, instance: Instance) -> None:
         self._transition_to(WorkerState.CONNECTING)
-        identity = await self._connected()
+        identity = await self._connected(instance)
         if identity is None:
             return
         async with self.app.resources():
             self._transition_to(WorkerState.RUNNING)
             log.info("running", service=self.app.id, address=self.address)
-            await self._first_to_end([self._pipelines(identity, folder), *self._side_work()])
+            outbox = AcknowledgedOutbox(self.app.id, self._broker, self._config, self._metrics)
+            side_work = self._side_work(outbox)
+            await self._first_to_end([self._pipelines(identity, instance, outbox), *side_work])
 
-    def _side_work(self) -> list[Awaitable[None]]:
+    def _side_work(self, outbox: AcknowledgedOutbox) -> list[Awaitable[None]]:
         """What goes on beside the pipeline; none of it ends by itself."""
         parts: list[Awaitable[None]] = []
         if self.app.topics:
-            self._outbox = AcknowledgedOutbox(
-                self.app.id, self._broker, self._config, self._metrics
-            )
+            self._outbox = outbox
             for topic in self.app.topics.values():
-                topic.direct = self._outbox
-            parts.append(self._outbox.run())
+                topic.direct = outbox
+            parts.append(outbox.run())
+        if self.app.input_topics():
+            parts.append(self._watch())
         for timer in self.app.timers:
             skipped = self._metrics.timer_skips.labels(timer.name).inc
             parts.append(timer.run(lambda: self.is_leader, skipped))
@@ -209,6 +225,21 @@ class Worker:
     async def _task(self, task: Callable[[], Awaitable[None]]) -> None:
         await task()
         await asyncio.Event().wait()
+
+    async def _watch(self) -> None:
+        """Raises `StalledError` when the worker has not got on for too long, and nobody says why:
+        what is waited for by name, the broker or something of the app, is not its fault."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            is_waiting = self.state is WorkerState.WAITING or self._broker.trouble()
+            if is_waiting or self._own_reasons():
+                self._progress.made()
+            if self._progress.has_stalled:
+                raise StalledError(
+                    f"{self.app.id}: nothing committed for {self._progress.age:.0f} s against a "
+                    f"lag (progress_timeout={self._config.progress_timeout}): "
+                    f"{'; '.join(self.readiness())}"
+                )
 
     async def _first_to_end(self, parts: Sequence[Awaitable[None]]) -> None:
         """Until the pipelines have stopped or anything fails; the rest is then cancelled."""
@@ -226,7 +257,9 @@ class Worker:
                 raise StreamingError(f"{self.app.id}: something that a task awaited was cancelled")
             task.result()
 
-    async def _pipelines(self, identity: Identity, folder: Path) -> None:
+    async def _pipelines(
+        self, identity: Identity, instance: Instance, outbox: AcknowledgedOutbox
+    ) -> None:
         """Until stopping: one pipeline after another, for as long as the broker fails them."""
         if not self.app.input_topics():
             await self._stopping.wait()
@@ -239,7 +272,9 @@ class Worker:
                 self._metrics,
                 self._thread,
                 identity,
-                folder,
+                instance,
+                outbox,
+                self._progress,
             )
             try:
                 await self._pipeline.run(self._stopping)
@@ -253,12 +288,13 @@ class Worker:
             finally:
                 self._pipeline = None
 
-    async def _connected(self) -> Identity | None:
-        """The cluster, once it answers and has every topic; None when stopped before."""
+    async def _connected(self, instance: Instance) -> Identity | None:
+        """The cluster, once it answers, has every topic, and is seen to keep what the app's
+        guarantee needs; None when stopped before."""
         attempt = -1
         while not self._stopping.is_set():
             try:
-                return await asyncio.to_thread(self._identify)
+                return await asyncio.to_thread(self._identify, instance)
             except AccessError as error:
                 raise ConfigurationError(str(error)) from error
             except BrokerError as error:
@@ -267,9 +303,9 @@ class Worker:
                 self._transition_to(WorkerState.CONNECTING)
         return None
 
-    def _identify(self) -> Identity:
+    def _identify(self, instance: Instance) -> Identity:
         if not self.app.topics:
-            return Identity("", {})
+            return Identity("", {}, {})
         cluster_id = self._broker.cluster_id()
         found = self._broker.describe_topics([each.name for each in self.app.topic_specs()])
         sizes = {name: topic.partitions for name, topic in found.items()}
@@ -280,9 +316,14 @@ class Worker:
         if missing:
             self._broker.create_topics(missing)
             found |= self._broker.describe_topics([spec.name for spec in missing])
-        self._check_changelogs({name: topic.partitions for name, topic in found.items()})
+        partitions = {name: topic.partitions for name, topic in found.items()}
+        self._check_changelogs(partitions)
+        if self.app.is_exactly_once:
+            probing = f"{self.app.id}-{instance.id}-probe"
+            self._broker.require_transactions(TRANSACTION_PROBE.name, probing)
         self.app.cluster_id = cluster_id
-        return Identity(cluster_id, {name: topic.topic_id for name, topic in found.items()})
+        topic_ids = {name: topic.topic_id for name, topic in found.items()}
+        return Identity(cluster_id, topic_ids, partitions)
 
     def _wanted_topics(self, sizes: Mapping[str, int]) -> list[TopicSpec]:
         """Every topic; a changelog gets as many partitions as its source really has."""

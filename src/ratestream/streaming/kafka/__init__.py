@@ -4,13 +4,20 @@ It owns librdkafka's settings (`config.py`), its callbacks (`connections.py`), a
 of its errors (`errors.py`). What librdkafka does by itself is left to it: connections, retries,
 heartbeats, batching, and fetching ahead.
 
-A transactional producer is `KafkaProducer` with `transactional.id` among its settings, and its
-begin, send-offsets and commit beside `flush`; consumers read committed records already.
+Consumers read committed records only. Transactions (`transactions.py`) are librdkafka's, around
+what the producer sends.
 """
 
 from ratestream.streaming.kafka.broker import KafkaBroker
 from ratestream.streaming.kafka.config import KafkaConfig
 from ratestream.streaming.kafka.consumer import KafkaConsumer
 from ratestream.streaming.kafka.producer import KafkaProducer
+from ratestream.streaming.kafka.transactions import KafkaTransactionalProducer
 
-__all__ = ["KafkaBroker", "KafkaConfig", "KafkaConsumer", "KafkaProducer"]
+__all__ = [
+    "KafkaBroker",
+    "KafkaConfig",
+    "KafkaConsumer",
+    "KafkaProducer",
+    "KafkaTransactionalProducer",
+]

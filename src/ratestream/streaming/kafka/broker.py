@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not in its __all__
@@ -13,22 +15,27 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not in its 
     NewTopic,
 )
 
-from ratestream.streaming.errors import BrokerError
+from ratestream.streaming.errors import BrokerError, ConfigurationError
 from ratestream.streaming.kafka.admin import Admin
 from ratestream.streaming.kafka.config import KafkaConfig
 from ratestream.streaming.kafka.connections import Reachability
 from ratestream.streaming.kafka.consumer import KafkaConsumer
 from ratestream.streaming.kafka.errors import error_of
 from ratestream.streaming.kafka.producer import KafkaProducer
+from ratestream.streaming.kafka.transactions import KafkaTransactionalProducer
 from ratestream.streaming.types import (
     ConsumerConfig,
+    OutgoingRecord,
     ProducerConfig,
     TopicConfig,
     TopicDescription,
+    TopicPartition,
     TopicSpec,
 )
 
 T = TypeVar("T")
+
+ABORTED, COMMITTED = b"aborted", b"committed"
 
 RETRY_SECONDS = 0.1
 
@@ -59,6 +66,50 @@ class KafkaBroker:
 
     def producer(self, config: ProducerConfig) -> KafkaProducer:
         return KafkaProducer(self._config, config, self._reachability)
+
+    def transactional_producer(
+        self, config: ProducerConfig, transactional_id: str
+    ) -> KafkaTransactionalProducer:
+        return KafkaTransactionalProducer(
+            self._config, config, self._reachability, transactional_id
+        )
+
+    def require_transactions(self, probe: str, transactional_id: str) -> None:
+        mark = uuid4().bytes
+        partition = TopicPartition(probe, 0)
+        config = ProducerConfig(client_id=transactional_id)
+        with (
+            closing(self.consumer(ConsumerConfig(client_id=transactional_id))) as consumer,
+            closing(self.transactional_producer(config, transactional_id)) as producer,
+        ):
+            start = consumer.log_end(partition)
+            producer.begin()
+            producer.send([OutgoingRecord(probe, mark, ABORTED, 0)])
+            producer.flush()
+            producer.abort()
+            producer.begin()
+            producer.send([OutgoingRecord(probe, mark, COMMITTED, 0)])
+            producer.commit({}, consumer)
+            consumer.assign({partition: start})
+            if self._first_value(consumer, mark) == ABORTED:
+                raise ConfigurationError(
+                    f"Kafka at {self._config.bootstrap_servers} shows the records of aborted "
+                    "transactions to those who read committed ones, as Apache Kafka does not: "
+                    "exactly_once needs a broker that hides them; set processing_guarantee to "
+                    "at_least_once, or use another broker"
+                )
+
+    def _first_value(self, consumer: KafkaConsumer, key: bytes) -> bytes | None:
+        deadline = time.monotonic() + self._config.request_timeout
+        while time.monotonic() < deadline:
+            for record in consumer.poll(1000, RETRY_SECONDS):
+                if record.key == key:
+                    return record.value
+        raise BrokerError(
+            f"Kafka at {self._config.bootstrap_servers} showed no record of a committed "
+            f"transaction within request_timeout={self._config.request_timeout} s: whether it can "
+            "do exactly_once cannot be found out"
+        )
 
     def cluster_id(self) -> str:
         """A refusal by the only server there is ends the question before `request_timeout`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ratestream.streaming.errors import ConfigurationError
 from ratestream.streaming.types import ConsumerConfig, ProducerConfig
@@ -25,6 +25,11 @@ BATCH_BYTES = 128 * 1024
 # Kafka counts the record's own frame too; ours is a limit of key, value and headers.
 FRAME_BYTES = 1024
 
+CHOICES = {
+    "partition_assignment": ("cooperative-sticky", "range"),
+    "group_protocol": ("classic", "consumer"),
+}
+
 
 @dataclass(frozen=True)
 class KafkaConfig:
@@ -32,8 +37,11 @@ class KafkaConfig:
 
     `request_timeout` (seconds) bounds every question to the cluster. "cooperative-sticky" moves
     only the partitions that must move in a rebalance; "range" gives the same partition numbers of
-    several topics to the same member, and stops all of them. `extra` are librdkafka's own
-    settings, by its names, and win over everything here.
+    several topics to the same member, and stops all of them. With `group_protocol` "consumer"
+    (KIP-848, Kafka 4) the broker assigns, always moving only what must move: "range" then only
+    chooses its assignor, and the group's session timeout and heartbeat interval are the broker's
+    (group.consumer.session.timeout.ms, group.consumer.heartbeat.interval.ms). `extra` are
+    librdkafka's own settings, by its names, and win over everything here.
     """
 
     bootstrap_servers: str
@@ -47,14 +55,21 @@ class KafkaConfig:
     ssl_key_password: str | None = field(default=None, repr=False)
     request_timeout: float = 10.0
     partition_assignment: Literal["cooperative-sticky", "range"] = "cooperative-sticky"
+    group_protocol: Literal["classic", "consumer"] = "classic"
     extra: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        allowed = ("cooperative-sticky", "range")
-        if self.partition_assignment not in allowed:
-            raise ConfigurationError(
-                f"partition_assignment={self.partition_assignment!r}: must be one of {allowed}"
-            )
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ConfigurationError(f"{name}={value!r}: must be one of {allowed}")
+
+    @property
+    def socket_timeout(self) -> float:
+        return max(self.request_timeout, SHORTEST_SOCKET_TIMEOUT)
+
+    @property
+    def rebalances_incrementally(self) -> bool:
+        return self.group_protocol == "consumer" or self.partition_assignment != "range"
 
     @property
     def identity(self) -> str:
@@ -80,7 +95,7 @@ class KafkaConfig:
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": client_id,
             "security.protocol": self.security_protocol,
-            "socket.timeout.ms": _milliseconds(max(self.request_timeout, SHORTEST_SOCKET_TIMEOUT)),
+            "socket.timeout.ms": _milliseconds(self.socket_timeout),
             "socket.keepalive.enable": True,
             "reconnect.backoff.max.ms": 2_000,
             "log.connection.close": False,
@@ -93,13 +108,11 @@ def consumer_settings(kafka: KafkaConfig, config: ConsumerConfig) -> Settings:
         **kafka.settings(config.client_id),
         # librdkafka insists on a group; one that is never joined nor committed to does no harm.
         "group.id": config.group or config.client_id,
-        "partition.assignment.strategy": kafka.partition_assignment,
+        **_membership(kafka, config),
         "auto.offset.reset": config.offset_reset,
         "enable.auto.commit": False,
         "enable.partition.eof": True,
         "isolation.level": "read_committed",
-        "session.timeout.ms": _milliseconds(config.session_timeout),
-        "heartbeat.interval.ms": _milliseconds(config.heartbeat_interval),
         "max.poll.interval.ms": _milliseconds(config.max_poll_interval),
         "queued.max.messages.kbytes": max(1, config.buffer_bytes // 1024),
         "fetch.message.max.bytes": min(1024 * 1024, config.buffer_bytes),
@@ -111,10 +124,42 @@ def consumer_settings(kafka: KafkaConfig, config: ConsumerConfig) -> Settings:
     }
 
 
+def _membership(kafka: KafkaConfig, config: ConsumerConfig) -> Settings:
+    instance = {} if config.instance_id is None else {"group.instance.id": config.instance_id}
+    if kafka.group_protocol == "consumer":
+        is_range = kafka.partition_assignment == "range"
+        assignor = {"group.remote.assignor": "range"} if is_range else {}
+        return {"group.protocol": "consumer", **assignor, **instance}
+    return {
+        "partition.assignment.strategy": kafka.partition_assignment,
+        "session.timeout.ms": _milliseconds(config.session_timeout),
+        "heartbeat.interval.ms": _milliseconds(config.heartbeat_interval),
+        **instance,
+    }
+
+
+class Bound(NamedTuple):
+    """A time limit, and the setting that it comes from."""
+
+    seconds: float
+    setting: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}={self.seconds} s"
+
+
+def delivery_bound(config: ProducerConfig, transactional_id: str | None) -> Bound:
+    """For how long a record is tried. librdkafka insists that it is no longer than what the broker
+    allows the transaction."""
+    if transactional_id is None or config.delivery_timeout <= config.transaction_timeout:
+        return Bound(config.delivery_timeout, "delivery_timeout")
+    return Bound(config.transaction_timeout, "transaction_timeout")
+
+
 def producer_settings(
-    kafka: KafkaConfig,
-    config: ProducerConfig,
+    kafka: KafkaConfig, config: ProducerConfig, transactional_id: str | None
 ) -> Settings:
+    bound = delivery_bound(config, transactional_id)
     return {
         **kafka.settings(config.client_id),
         "enable.idempotence": True,
@@ -122,12 +167,23 @@ def producer_settings(
         "partitioner": "murmur2_random",
         "compression.type": "lz4",
         "linger.ms": _milliseconds(config.linger),
-        "delivery.timeout.ms": _milliseconds(config.delivery_timeout),
+        "delivery.timeout.ms": _milliseconds(bound.seconds),
         "batch.size": BATCH_BYTES,
         "message.max.bytes": config.max_message_bytes + FRAME_BYTES,
         "queue.buffering.max.messages": config.buffer_records,
         "queue.buffering.max.kbytes": max(1, config.buffer_bytes // 1024),
+        **({} if transactional_id is None else _transactions(kafka, config, transactional_id)),
         **kafka.extra,
+    }
+
+
+def _transactions(kafka: KafkaConfig, config: ProducerConfig, transactional_id: str) -> Settings:
+    # librdkafka insists that a request is given up before its transaction.
+    socket_timeout = min(kafka.socket_timeout, config.transaction_timeout)
+    return {
+        "transactional.id": transactional_id,
+        "transaction.timeout.ms": _milliseconds(config.transaction_timeout),
+        "socket.timeout.ms": _milliseconds(socket_timeout),
     }
 
 

@@ -17,6 +17,7 @@ from ratestream.streaming.kafka.errors import (
     FORBIDDEN,
     UNANSWERED,
     error_of,
+    kafka_exceptions,
     reason,
     refusal,
     what_happened,
@@ -120,15 +121,11 @@ class Connections:
 
     @contextmanager
     def translating(self, doing: str) -> Iterator[None]:
-        """A fatal error of librdkafka's comes out of whatever call serves its callbacks; of one
-        that had a result already, Python makes a `SystemError`."""
         try:
-            yield
-        except (KafkaException, SystemError) as exc:
-            cause = exc.__cause__ if isinstance(exc, SystemError) else exc
-            if not isinstance(cause, KafkaException):
-                raise
-            raise self.error(doing, error_of(cause)) from exc
+            with kafka_exceptions():
+                yield
+        except KafkaException as exc:
+            raise self.error(doing, error_of(exc)) from exc
 
     def error(
         self,
@@ -159,12 +156,24 @@ class Connections:
 
 
 class LibrdkafkaLog:
-    """The logger given to librdkafka: connections that fail are `Connections`'s to tell, and fatal
-    errors are raised."""
+    """The logger given to librdkafka: connections that fail are `Connections`'s to tell, and what
+    fails in a transaction, or for good, is raised."""
 
-    CONNECTIONS = frozenset({"FAIL", "FATAL", "ERROR", "REQTMOUT", "GETPID", "COORD"})
+    TOLD_OTHERWISE = frozenset(
+        {
+            "FAIL",
+            "FATAL",
+            "ERROR",
+            "REQTMOUT",
+            "GETPID",
+            "COORD",
+            "TXNERR",
+            "ADDPARTS",
+            "ADDOFFSETS",
+        }
+    )
 
     def log(self, level: int, _format: str, facility: str, client: str, text: str) -> None:
-        if facility in self.CONNECTIONS:
+        if facility in self.TOLD_OTHERWISE:
             level = logging.DEBUG
         logger.log(level, "%s %s: %s", client, facility, text)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 import confluent_kafka as librdkafka
-from confluent_kafka import OFFSET_INVALID, IsolationLevel, KafkaError, KafkaException, Message
+from confluent_kafka import (
+    OFFSET_INVALID,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+)
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
 
 from ratestream.streaming.errors import BrokerError, FencedError
@@ -133,44 +140,61 @@ class KafkaConsumer:
         self._client.resume(theirs(mine))
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
+        is_started = partition in self._positions
         self._forget_position(partition)
         target = librdkafka.TopicPartition(*partition, offset)
         with self._translating(f"seeking {name_of(partition)} to {offset}"):
-            try:
-                self._client.seek(target)
-            except KafkaException as exc:
-                if error_of(exc).code() != KafkaError._STATE:
-                    raise
+            if is_started:
+                self._seek_or_start_again(target)
+            else:  # librdkafka may still be looking for its offset, and would then go there
                 self._start_again(target)
         self._positions[partition] = offset
+
+    def _seek_or_start_again(self, target: librdkafka.TopicPartition) -> None:
+        """librdkafka stops a partition that is out of range, and a stopped one cannot seek."""
+        try:
+            self._client.seek(target)
+        except KafkaException as exc:
+            if error_of(exc).code() != KafkaError._STATE:
+                raise
+            self._start_again(target)
 
     def position(self, partition: TopicPartition) -> int | None:
         return self._positions.get(partition)
 
     def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
         """The high one is the last stable offset: what a reader of committed records can reach."""
+        low, high = self._ask_ends(partition, IsolationLevel.READ_COMMITTED, timeout)
+        return Watermarks(low, high)
+
+    def log_end(self, partition: TopicPartition, timeout: float = 10.0) -> int:
+        return self._ask_ends(partition, IsolationLevel.READ_UNCOMMITTED, timeout)[1]
+
+    def _ask_ends(
+        self, partition: TopicPartition, isolation: IsolationLevel, timeout: float
+    ) -> tuple[int, int]:
         with self._admin.asking(f"for the watermarks of {name_of(partition)}"):
             try:
-                return self._ask_watermarks(partition, timeout)
+                return self._list_ends(partition, isolation, timeout)
             except KafkaException as exc:
                 if error_of(exc).code() not in LEADER_CHANGED:
                     raise
                 # The admin client keeps the leader it knew until it is made to look again.
                 self._admin.client.list_topics(partition.topic, timeout=timeout)
-                return self._ask_watermarks(partition, timeout)
+                return self._list_ends(partition, isolation, timeout)
 
-    def _ask_watermarks(self, partition: TopicPartition, timeout: float) -> Watermarks:
+    def _list_ends(
+        self, partition: TopicPartition, isolation: IsolationLevel, timeout: float
+    ) -> tuple[int, int]:
         asked = librdkafka.TopicPartition(*partition)
         specs = (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        futures = [
+        first, last = (
             self._admin.client.list_offsets(
-                {asked: spec},
-                isolation_level=IsolationLevel.READ_COMMITTED,
-                request_timeout=timeout,
+                {asked: spec}, isolation_level=isolation, request_timeout=timeout
             )[asked]
             for spec in specs
-        ]
-        return Watermarks(*(future.result().offset for future in futures))
+        )
+        return first.result().offset, last.result().offset
 
     def committed(
         self, partitions: Sequence[TopicPartition], timeout: float = 10.0
@@ -189,11 +213,17 @@ class KafkaConsumer:
         would wait for as long as the group has no coordinator."""
         if not offsets:
             return
-        if gone := offsets.keys() - self._owned:
-            raise FencedError(f"cannot commit {names_of(gone)}: no longer this consumer's")
+        self._require_owned(offsets)
         deadline = time.monotonic() + self._kafka.request_timeout
         while not self._commit_once(offsets, last=time.monotonic() > deadline):
             time.sleep(RETRY_SECONDS)
+
+    def membership(self, partitions: Iterable[TopicPartition]) -> Any:
+        """What a transaction with offsets of these shows to Kafka, which refuses it when the group
+        has gone on without this consumer; to be taken for each anew. Kafka does not ask whose the
+        partitions are: raises `FencedError` when they are no longer this consumer's."""
+        self._require_owned(partitions)
+        return self._client.consumer_group_metadata()
 
     def close(self) -> None:
         if self._closed:
@@ -210,6 +240,10 @@ class KafkaConsumer:
                 self._calls.call(self._client.close, self._kafka.request_timeout)
             self._calls.end()
             self._connections.forget()
+
+    def _require_owned(self, partitions: Iterable[TopicPartition]) -> None:
+        if gone := set(partitions) - self._owned:
+            raise FencedError(f"cannot commit {names_of(gone)}: no longer this consumer's")
 
     def _fetch(self, max_records: int, timeout: float) -> list[Message]:
         """`consume` alone would wait its whole timeout for the last of `max_records`."""
@@ -323,7 +357,7 @@ class KafkaConsumer:
         self._positions |= starts
         self._paused.update(partitions)
         targets = at({tp: starts.get(tp, OFFSET_INVALID) for tp in partitions})
-        if self._is_cooperative:
+        if self._kafka.rebalances_incrementally:
             self._client.incremental_assign(targets)
         else:
             self._client.assign(targets)
@@ -352,7 +386,7 @@ class KafkaConsumer:
             self._forget_position(partition)
         self._owned.difference_update(partitions)
         self._paused.difference_update(partitions)
-        if self._is_cooperative:
+        if self._kafka.rebalances_incrementally:
             self._client.incremental_unassign(theirs(partitions))
         else:
             self._client.unassign()
@@ -368,15 +402,10 @@ class KafkaConsumer:
         ]
 
     def _start_again(self, target: librdkafka.TopicPartition) -> None:
-        """librdkafka stops a partition that is out of range, and a stopped one cannot seek."""
         self._client.incremental_unassign([target])
         self._client.incremental_assign([target])
         if TopicPartition(target.topic, target.partition) in self._paused:
             self._client.pause([target])
-
-    @property
-    def _is_cooperative(self) -> bool:
-        return self._kafka.partition_assignment == "cooperative-sticky"
 
     def _translating(self, doing: str) -> AbstractContextManager[None]:
         group = f" of group {self._config.group}" if self._config.group else ""

@@ -32,6 +32,11 @@ FENCED = {
     KafkaError.FENCED_MEMBER_EPOCH,
     KafkaError._ASSIGNMENT_LOST,
 }
+FENCED_PRODUCER = {
+    KafkaError._FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.PRODUCER_FENCED,
+}
 LEADER_CHANGED = {
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -86,6 +91,18 @@ def configuring(kafka: KafkaConfig) -> Iterator[None]:
         names = ", ".join(kafka.extra)
         hint = f"; see the settings in extra: {names}" if names else ""
         raise ConfigurationError(f"Kafka at {kafka.bootstrap_servers}: {reason}{hint}") from None
+
+
+@contextmanager
+def kafka_exceptions() -> Iterator[None]:
+    """A fatal error of librdkafka's comes out of whatever call serves its callbacks; of one that
+    had a result already, Python makes a `SystemError`."""
+    try:
+        yield
+    except SystemError as exc:
+        if isinstance(exc.__cause__, KafkaException):
+            raise exc.__cause__ from None
+        raise
 
 
 def error_of(exc: KafkaException) -> KafkaError:

@@ -16,7 +16,7 @@ from ratestream.streaming.errors import (
     MessageTooLargeError,
     StreamingError,
 )
-from ratestream.streaming.kafka.config import KafkaConfig, producer_settings
+from ratestream.streaming.kafka.config import KafkaConfig, delivery_bound, producer_settings
 from ratestream.streaming.kafka.connections import Connections, LibrdkafkaLog, Reachability
 from ratestream.streaming.kafka.errors import configuring, error_of, reason
 from ratestream.streaming.kafka.partitions import name_of, partition_of
@@ -27,51 +27,65 @@ RETRY_SECONDS = 0.1
 
 class KafkaProducer:
     """A `Producer`. One `produce` a record: measured, it is as fast as `produce_batch`, which
-    takes neither timestamps, headers nor a partition for each record."""
+    takes neither timestamps, headers nor a partition for each record.
+
+    With a `transactional_id` it writes only inside the transactions that
+    `KafkaTransactionalProducer` makes with its client."""
 
     def __init__(
-        self, kafka: KafkaConfig, config: ProducerConfig, reachability: Reachability
+        self,
+        kafka: KafkaConfig,
+        config: ProducerConfig,
+        reachability: Reachability,
+        transactional_id: str | None = None,
     ) -> None:
         self._servers = kafka.bootstrap_servers
         self._config = config
-        self._connections = Connections(kafka, reachability)
+        self._bound = delivery_bound(config, transactional_id)
+        self.connections = Connections(kafka, reachability)
         self._next: dict[TopicPartition, int] = {}
         self._failed = 0
         self._failure: tuple[TopicPartition, KafkaError] | None = None
         self._closed = False
-        callbacks = {"error_cb": self._connections.on_error, "on_delivery": self._on_delivery}
+        callbacks = {"error_cb": self.connections.on_error, "on_delivery": self._on_delivery}
         with configuring(kafka):
-            self._client = librdkafka.Producer(
-                producer_settings(kafka, config) | callbacks, logger=LibrdkafkaLog()
+            self.client = librdkafka.Producer(
+                producer_settings(kafka, config, transactional_id) | callbacks,
+                logger=LibrdkafkaLog(),
             )
 
     def send(self, records: Sequence[OutgoingRecord]) -> None:
         for record in records:
             self._check_size(record)
-        with self._connections.translating("sending"):
+        with self.connections.translating("sending"):
             for record in records:
                 self._produce(record)
-            self._client.poll(0)
+            self.client.poll(0)
 
     def flush(self) -> dict[TopicPartition, int]:
         # librdkafka gives a record up after the delivery timeout: the rest is for its report.
-        with self._connections.translating("sending"):
-            waiting = self._client.flush(self._config.delivery_timeout + 5.0)
+        with self.connections.translating("sending"):
+            waiting = self.client.flush(self._bound.seconds + 5.0)
         offsets, self._next = self._next, {}
         if waiting or self._failed:
             raise self._delivery_error(waiting)
         if offsets:
-            self._connections.have_answered()
+            self.connections.have_answered()
         return offsets
+
+    def forget(self) -> None:
+        """What became of the records since the last flush."""
+        self._next, self._failed, self._failure = {}, 0, None
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        for end in (self._client.purge, self._client.close):
-            with suppress(BrokerError), self._connections.translating("closing"):
-                end()
-        self._connections.forget()
+        with suppress(BrokerError), self.connections.translating("closing"):
+            self.client.purge()
+        # Its own close would first wait, without a bound, to abort a transaction.
+        del self.client
+        self.connections.forget()
 
     def _check_size(self, record: OutgoingRecord) -> None:
         size = len(record.key or b"") + len(record.value or b"")
@@ -83,10 +97,10 @@ class KafkaProducer:
             )
 
     def _produce(self, record: OutgoingRecord) -> None:
-        deadline = time.monotonic() + self._config.delivery_timeout
+        deadline = time.monotonic() + self._bound.seconds
         while True:
             try:
-                self._client.produce(
+                self.client.produce(
                     record.topic,
                     record.value,
                     record.key,
@@ -97,11 +111,11 @@ class KafkaProducer:
             except BufferError:
                 if time.monotonic() > deadline:
                     raise BrokerError(self._full()) from None
-                self._client.poll(RETRY_SECONDS)
+                self.client.poll(RETRY_SECONDS)
             except KafkaException as exc:
-                self._client.poll(0)  # raises the cause of a fatal error, which `exc` does not know
+                self.client.poll(0)  # raises the cause of a fatal error, which `exc` does not know
                 doing = f"sending to topic {record.topic}"
-                raise self._connections.error(doing, error_of(exc)) from exc
+                raise self.connections.error(doing, error_of(exc)) from exc
             else:
                 return
 
@@ -110,20 +124,18 @@ class KafkaProducer:
         return (
             f"Kafka at {self._servers} acknowledges nothing: the buffer "
             f"(buffer_records={config.buffer_records}, buffer_bytes={config.buffer_bytes}) "
-            f"stayed full for delivery_timeout={config.delivery_timeout} s"
+            f"stayed full for {self._bound}"
         )
 
     def _delivery_error(self, waiting: int) -> StreamingError:
         """Of the records since the last flush, which are then forgotten."""
         count, failure = waiting + self._failed, self._failure
-        self._failed, self._failure = 0, None
+        self.forget()
         what = f"Kafka at {self._servers} did not acknowledge {count} records"
         if failure is None:
-            return DeliveryError(
-                f"{what}: no answer within delivery_timeout={self._config.delivery_timeout} s"
-            )
+            return DeliveryError(f"{what}: no answer within {self._bound}")
         partition, error = failure
-        cause = self._connections.error(f"sending to topic {partition.topic}", error)
+        cause = self.connections.error(f"sending to topic {partition.topic}", error)
         if isinstance(cause, AccessError):
             return cause
         is_too_large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE
@@ -139,6 +151,6 @@ class KafkaProducer:
             if self._failure is None or error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 self._failure = (partition_of(message), error)
             if error.code() == KafkaError._MSG_TIMED_OUT:
-                self._connections.failed(error)
+                self.connections.failed(error)
         elif (offset := message.offset()) is not None:
             self._next[partition_of(message)] = offset + 1

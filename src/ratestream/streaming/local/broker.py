@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ratestream.streaming.local.cleaner import Cleaner
 from ratestream.streaming.local.consumer import LocalConsumer
 from ratestream.streaming.local.groups import Group
-from ratestream.streaming.local.producer import LocalProducer
+from ratestream.streaming.local.producer import LocalProducer, LocalTransactionalProducer
 from ratestream.streaming.local.storage import LocalBrokerConfig, Storage, now_ms
 from ratestream.streaming.types import (
     ConsumerConfig,
@@ -23,20 +24,38 @@ class LocalBroker:
     """Topics in the file `path`, or in memory when it is None.
 
     Raises `StateError` when the file belongs to another process or another format, or is not
-    ours. Every call raises `BrokerError` when SQLite fails, with what it said.
+    ours. Every call raises `BrokerError` when SQLite fails, with what it said. `clock` (seconds)
+    tells how long a member of a group has been silent, and a transaction open.
     """
 
-    def __init__(self, path: Path | None, config: LocalBrokerConfig | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        config: LocalBrokerConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config or LocalBrokerConfig()
+        self._clock = clock
         self._storage = Storage(path, self._config)
         self._groups: dict[str, Group] = {}
+        self._transactional: dict[str, LocalTransactionalProducer] = {}
         self._cleaner = Cleaner(self._storage, self._config)
 
     def consumer(self, config: ConsumerConfig) -> LocalConsumer:
-        return LocalConsumer(self._storage, self._group(config.group), config)
+        return LocalConsumer(self._storage, self._group(config.group), config, self._clock)
 
     def producer(self, config: ProducerConfig) -> LocalProducer:
         return LocalProducer(self._storage, config)
+
+    def transactional_producer(
+        self, config: ProducerConfig, transactional_id: str
+    ) -> LocalTransactionalProducer:
+        return LocalTransactionalProducer(
+            self._storage, config, transactional_id, self._transactional, self._clock
+        )
+
+    def require_transactions(self, probe: str, transactional_id: str) -> None:
+        """Nothing to find out: transactions here are what `types.py` asks for."""
 
     def cluster_id(self) -> str:
         return self._storage.cluster_id

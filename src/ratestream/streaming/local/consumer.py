@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 
 from ratestream.streaming.errors import BrokerError, FencedError
@@ -23,10 +23,17 @@ from ratestream.streaming.types import (
 class LocalConsumer:
     """A `Consumer`. Beyond `buffer_bytes` it holds at most one batch a partition."""
 
-    def __init__(self, storage: Storage, group: Group | None, config: ConsumerConfig) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        group: Group | None,
+        config: ConsumerConfig,
+        clock: Callable[[], float],
+    ) -> None:
         self._storage = storage
         self._group = group
         self._config = config
+        self._clock = clock
         self._topics: frozenset[str] = frozenset()
         self._listener: RebalanceListener | None = None
         self._member: Member | None = None
@@ -87,6 +94,9 @@ class LocalConsumer:
             extent = self._storage.log(partition).extent
             return Watermarks(extent.low, extent.high)
 
+    def log_end(self, partition: TopicPartition, timeout: float = 10.0) -> int:
+        return self.watermarks(partition).high
+
     def committed(
         self, partitions: Sequence[TopicPartition], timeout: float = 10.0
     ) -> dict[TopicPartition, int]:
@@ -97,14 +107,21 @@ class LocalConsumer:
         return {partition: found[partition] for partition in partitions if partition in found}
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        with self._storage.changed:
+            self._storage.commit(self.require_owned(offsets), offsets)
+
+    def require_owned(self, partitions: Collection[TopicPartition]) -> str:
+        """The group for which this consumer may commit all of these, for as long as the caller
+        holds the storage's lock. Raises `FencedError`, or `BrokerError` without a group."""
         if self._group is None or self._config.group is None:
             raise BrokerError("a consumer without a group cannot commit")
         with self._storage.changed:
-            self._group.expel_silent(time.monotonic())
-            if gone := sorted(each for each in offsets if not self._may_commit(self._group, each)):
+            self._group.expel_silent(self._clock())
+            gone = sorted(each for each in partitions if not self._may_commit(self._group, each))
+            if gone:
                 names = ", ".join(map(partition_name, gone))
                 raise FencedError(f"cannot commit {names}: not, or no longer, this consumer's")
-            self._storage.commit(self._config.group, offsets)
+        return self._config.group
 
     def close(self) -> None:
         if self._closed:
@@ -152,8 +169,8 @@ class LocalConsumer:
         with self._storage.changed:
             if self._member is None:
                 self._member = Member(self._topics, self._config.max_poll_interval)
-                self._group.join(self._member, time.monotonic())
-            self._group.heard_from(self._member, time.monotonic())
+                self._group.join(self._member, self._clock())
+            self._group.heard_from(self._member, self._clock())
             leaving = self._group.to_release(self._member)
         if leaving:
             self._give_back(self._group, self._member, self._listener, leaving)
@@ -165,7 +182,7 @@ class LocalConsumer:
 
     def _accept_loss(self, group: Group, listener: RebalanceListener) -> None:
         with self._storage.changed:
-            group.expel_silent(time.monotonic())
+            group.expel_silent(self._clock())
             if self._member is None or group.has(self._member):
                 return
             self._member = None
@@ -214,15 +231,15 @@ class LocalConsumer:
             self._storage.changed.wait(timeout)
             return
         self._member.deadline = math.inf
-        silence = max(0.0, self._group.next_deadline() - time.monotonic())
+        silence = max(0.0, self._group.next_deadline() - self._clock())
         try:
             self._storage.changed.wait(min(timeout, silence + 0.001))
         finally:
-            self._group.heard_from(self._member, time.monotonic())
+            self._group.heard_from(self._member, self._clock())
 
     def _may_commit(self, group: Group, partition: TopicPartition) -> bool:
         if self._listener is None:
-            return group.is_empty()
+            return group.is_empty() and not self._closed
         return self._member is not None and group.owns(self._member, partition)
 
 

@@ -32,10 +32,10 @@ from ratestream.streaming.types import (
 
 FORMAT_VERSION = 1
 
-# A batch is found by the offset after its last record: the first row with `next` > n has n, or
-# what follows n. `written` is when it was appended and `timestamp` the newest of its records'
-# (milliseconds, UTC); `records` is MessagePack, an array of [offset, key, value, timestamp,
-# headers].
+# A batch is found by the offset after it: the first row with `next` > n has n, or what follows n.
+# The last one of a transaction also covers the offset that the commit took. `written` is when it
+# was appended and `timestamp` the newest of its records' (milliseconds, UTC); `records` is
+# MessagePack, an array of [offset, key, value, timestamp, headers].
 _SCHEMA = (
     "CREATE TABLE cluster (id TEXT NOT NULL)",
     """CREATE TABLE topic (
@@ -189,19 +189,42 @@ class Storage:
 
     def append(self, records: Mapping[Log, Sequence[OutgoingRecord]]) -> dict[TopicPartition, int]:
         """All of them or none; the next offset of each partition."""
+        with self.changed:
+            with self._appending(records, markers=0):
+                pass
+            return {log.partition: log.extent.high for log in records}
+
+    def commit_transaction(
+        self,
+        records: Mapping[Log, Sequence[OutgoingRecord]],
+        group: str,
+        offsets: Mapping[TopicPartition, int],
+    ) -> dict[TopicPartition, int]:
+        """All of the records and the group's offsets, or nothing; the next offset of each partition
+        after its last record. The commit takes that offset, as Kafka's marker does."""
+        with self.changed:
+            with self._appending(records, markers=1) as connection:
+                self._insert_offsets(connection, group, offsets)
+            return {log.partition: log.extent.high - 1 for log in records}
+
+    @contextmanager
+    def _appending(
+        self, records: Mapping[Log, Sequence[OutgoingRecord]], *, markers: int
+    ) -> Iterator[sqlite3.Connection]:
         now = now_ms()
         with self.changed:
             extents: dict[Log, Extent] = {}
             rows: list[tuple[int, Batch]] = []
             for log, outgoing in records.items():
-                batches = list(self._batched(_numbered(log.extent.high, outgoing), now))
+                high = log.extent.high + len(outgoing) + markers
+                batches = list(self._batched(_numbered(log.extent.high, outgoing), high, now))
                 rows += [(log.id, batch) for batch in batches]
                 size = log.extent.bytes + sum(len(batch.records) for batch in batches)
-                extents[log] = log.extent._replace(high=batches[-1].next, bytes=size)
+                extents[log] = log.extent._replace(high=high, bytes=size)
             with self.update(extents) as connection:
                 insert_batches(connection, rows)
+                yield connection
             self.changed.notify_all()
-        return {log.partition: extent.high for log, extent in extents.items()}
 
     def batches(self, log: Log, position: int) -> Generator[Batch, None, None]:
         """From the one with `position`, or the first after it. To be closed."""
@@ -232,9 +255,14 @@ class Storage:
         }
 
     def commit(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
-        rows = [(group, self.log(partition).id, next_) for partition, next_ in offsets.items()]
         with self.transaction() as connection:
-            connection.executemany("REPLACE INTO committed VALUES (?, ?, ?)", rows)
+            self._insert_offsets(connection, group, offsets)
+
+    def _insert_offsets(
+        self, connection: sqlite3.Connection, group: str, offsets: Mapping[TopicPartition, int]
+    ) -> None:
+        rows = [(group, self.log(partition).id, next_) for partition, next_ in offsets.items()]
+        connection.executemany("REPLACE INTO committed VALUES (?, ?, ?)", rows)
 
     @contextmanager
     def update(self, extents: Mapping[Log, Extent]) -> Iterator[sqlite3.Connection]:
@@ -283,15 +311,15 @@ class Storage:
         with _translating(), closing(self._connection.execute(query, parameters)) as rows:
             yield from rows
 
-    def _batched(self, records: Sequence[Stored], now: int) -> Iterator[Batch]:
+    def _batched(self, records: Sequence[Stored], next_: int, now: int) -> Iterator[Batch]:
         encoded = encode(records)
         if len(encoded) > self._config.batch_bytes and len(records) > 1:
             middle = len(records) // 2
-            yield from self._batched(records[:middle], now)
-            yield from self._batched(records[middle:], now)
+            yield from self._batched(records[:middle], records[middle].offset, now)
+            yield from self._batched(records[middle:], next_, now)
         else:
             newest = max(record.timestamp for record in records)
-            yield Batch(records[-1].offset + 1, newest, now, encoded)
+            yield Batch(next_, newest, now, encoded)
 
     def _load_topics(self) -> None:
         found: dict[str, list[Log]] = {}

@@ -1,0 +1,50 @@
+"""The thread on which a worker meets its broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class _Call(NamedTuple):
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    context: Context
+    future: Future[Any]
+
+
+class BrokerThread:
+    """The one thread of a worker on which everything that blocks on the broker happens, one after
+    another. What was called is done there even when its caller is cancelled. The end of the
+    process does not wait for it: a call that never returns must not keep a worker from exiting.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        Thread(target=self._run, name=name, daemon=True).start()
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # from now on it cannot be cancelled
+        context = copy_context()  # what is logged there names the service, too
+        self._calls.put(_Call(function, arguments, context, future))
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """After what was called there is no more."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call.future.set_result(call.context.run(call.function, *call.arguments))
+            except BaseException as error:  # noqa: BLE001 - the caller's to handle
+                call.future.set_exception(error)
+            del call  # nothing is kept alive by a thread that waits

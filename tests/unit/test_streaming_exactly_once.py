@@ -1,0 +1,364 @@
+"""Exactly once, whatever happens between reading a record and committing it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from ratestream.streaming import (
+    AgentError,
+    App,
+    BrokerError,
+    ConfigurationError,
+    OnError,
+    OutgoingRecord,
+    ProducerConfig,
+    StalledError,
+    Stream,
+    TopicPartition,
+    TransactionAbortedError,
+    WorkerConfig,
+)
+from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.testing import AppTester
+from ratestream.streaming.types import Consumer
+
+Trouble = Callable[[str], Exception | None]
+
+
+class TroubledBroker(LocalBroker):
+    """A local broker whose transactions fail as `troubles` says, one for each commit: before it
+    has happened, or after, when nobody hears of it."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.before: list[BrokerError] = []
+        self.after: list[BrokerError] = []
+
+    def transactional_producer(
+        self, config: ProducerConfig, transactional_id: str
+    ) -> LocalTransactionalProducer:
+        producer = super().transactional_producer(config, transactional_id)
+        commit = producer.commit
+
+        def troubled_commit(
+            offsets: Mapping[TopicPartition, int], consumer: Consumer
+        ) -> dict[TopicPartition, int]:
+            if self.before:
+                producer.abort()
+                raise self.before.pop(0)
+            done = commit(offsets, consumer)
+            if self.after:
+                raise self.after.pop(0)
+            return done
+
+        producer.commit = troubled_commit  # type: ignore[method-assign]  # wraps it
+        return producer
+
+
+def counting_app(on_error: OnError | None = None, fail: Callable[[int], bool] | None = None) -> App:
+    """Sends on how often it has seen a number, from a table."""
+    app = App("counting", processing_guarantee="exactly_once")
+    numbers = app.topic("in", value_type=int, partitions=2)
+    out = app.topic("out", value_type=list[int], partitions=2)
+    app.dead_letter = app.topic("dead-letter", key_type=bytes, value_type=bytes, partitions=1)
+    seen = app.Table("seen", value_type=int, default=int, partitions_of=numbers)
+
+    @app.agent(numbers, on_error=on_error or OnError())
+    async def count(stream: Stream[int]) -> None:
+        async for key, number in stream.items():
+            seen[key] += 1
+            await out.send(key=key, value=[number, seen[key]])
+            if fail and fail(number):
+                raise ValueError(f"cannot do {number}")
+
+    return app
+
+
+def config(folder: Path, **changes: object) -> WorkerConfig:
+    settings = {"commit_interval": 0.02, "retry_backoff_min": 0.01, "drain_timeout": 1.0}
+    return WorkerConfig(data_dir=str(folder), **(settings | changes))  # type: ignore[arg-type]
+
+
+def numbers(*values: int) -> list[OutgoingRecord]:
+    return [OutgoingRecord("in", b"k%d" % (n % 3), b"%d" % n) for n in values]
+
+
+def expected(*values: int) -> list[list[int]]:
+    counts: dict[int, int] = {}
+    for n in values:
+        counts[n % 3] = counts.get(n % 3, 0) + 1
+    seen: dict[int, int] = {}
+    out = []
+    for n in values:
+        seen[n % 3] = seen.get(n % 3, 0) + 1
+        out.append([n, seen[n % 3]])
+    return sorted(out)
+
+
+TROUBLES: dict[str, Sequence[tuple[str, BrokerError]]] = {
+    "aborted": [("before", TransactionAbortedError("the group has rebalanced"))],
+    "aborted again and again": [("before", TransactionAbortedError("once more"))] * 5,
+    "refused": [("before", BrokerError("the producer is fenced"))],
+    "committed without an answer": [("after", BrokerError("no answer"))],
+    "all of it": [
+        ("before", TransactionAbortedError("the group has rebalanced")),
+        ("after", BrokerError("no answer")),
+        ("before", BrokerError("the producer is fenced")),
+        ("after", BrokerError("no answer")),
+    ],
+}
+
+
+@pytest.mark.parametrize("troubles", TROUBLES.values(), ids=TROUBLES.keys())
+def test_whatever_becomes_of_a_transaction_each_record_counts_once(
+    tmp_path: Path, troubles: Sequence[tuple[str, BrokerError]]
+) -> None:
+    async def scenario() -> None:
+        broker = TroubledBroker()
+        async with AppTester(counting_app(), broker, config(tmp_path)) as tester:
+            tester.write(numbers(*range(10)))
+            await tester.settle()
+            for when, trouble in troubles:
+                getattr(broker, when).append(trouble)
+            for start in range(10, 100, 10):
+                tester.write(numbers(*range(start, start + 10)))
+                await asyncio.sleep(0.03)
+            await tester.settle()
+            assert not broker.before
+            assert not broker.after
+            assert sorted(tester.received("out")) == expected(*range(100))
+        broker.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_aborted_transaction_neither_leaves_the_group_nor_opens_tables_again(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        broker = TroubledBroker()
+        app = counting_app()
+        async with AppTester(app, broker, config(tmp_path)) as tester:
+            tester.write(numbers(1))
+            await tester.settle()
+            broker.before = [TransactionAbortedError("the group has rebalanced")]
+            tester.write(numbers(2))
+            await tester.settle()
+            assert sample(app, "ratestream_setbacks_total") == 1
+            assert sample(app, "ratestream_rebalances_total", kind="assigned") == 1
+            assert sample(app, "ratestream_worker_retries_total") == 0
+        broker.close()
+
+    asyncio.run(scenario())
+
+
+def test_outputs_of_lost_partitions_are_not_committed(tmp_path: Path) -> None:
+    """The group gives them to another instance while an agent works on them: it alone counts."""
+    waiting = asyncio.Event()
+
+    def slow_app(is_slow: bool) -> App:
+        app = App("slow", processing_guarantee="exactly_once")
+        topic = app.topic("in", value_type=int, partitions=1)
+        out = app.topic("out", value_type=int, partitions=1)
+
+        @app.agent(topic)
+        async def pass_on(stream: Stream[int]) -> None:
+            async for number in stream:
+                await out.send(key="k", value=number)
+                if is_slow and number == 3:
+                    import time
+
+                    waiting.set()
+                    time.sleep(2.0)  # noqa: ASYNC251 - as heavy computing does
+
+        return app
+
+    async def scenario() -> None:
+        broker = LocalBroker(None)
+        settings = config(tmp_path, max_poll_interval=0.5)
+        async with AppTester(slow_app(is_slow=True), broker, settings) as one:
+            one.write(numbers(0))
+            await one.settle()
+            one.write([OutgoingRecord("in", b"k", b"%d" % n) for n in (1, 2, 3, 4)])
+            await waiting.wait()
+            async with AppTester(slow_app(is_slow=False), broker, config(tmp_path)) as two:
+                await two.settle()
+                assert two.received("out") == [0, 1, 2, 3, 4]
+        broker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_record_is_tried_again_as_often_as_its_policy_says(tmp_path: Path) -> None:
+    failures = [4, 4]
+
+    def fail(number: int) -> bool:
+        return bool(failures) and failures[0] == number and bool(failures.pop(0))
+
+    async def scenario() -> None:
+        app = counting_app(OnError(retries=2, backoff=0.01), fail)
+        async with AppTester(app, LocalBroker(None), config(tmp_path)) as tester:
+            tester.write(numbers(*range(8)))
+            await tester.settle()
+            assert sorted(tester.received("out")) == expected(*range(8))
+            assert sample(app, "ratestream_agent_errors_total", agent="count") == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_record_that_never_succeeds_stops_the_worker_and_is_not_committed(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        broker = LocalBroker(None)
+        app = counting_app(OnError(retries=1, backoff=0.01), lambda number: number == 4)
+        with pytest.raises(AgentError, match=r"count failed at in\[[01]\]@\d.*cannot do 4"):
+            async with AppTester(app, broker, config(tmp_path)) as tester:
+                tester.write(numbers(*range(8)))
+                await tester.settle()
+        async with AppTester(counting_app(), broker, config(tmp_path)) as tester:
+            await tester.settle()
+            assert sorted(tester.received("out")) == expected(*range(8))
+        broker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_record_can_go_to_the_dead_letters_instead_with_what_went_wrong(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        policy = OnError(retries=1, backoff=0.01, then="dead_letter")
+        app = counting_app(policy, lambda number: number == 4)
+        async with AppTester(app, LocalBroker(None), config(tmp_path)) as tester:
+            tester.write(numbers(*range(8)))
+            await tester.settle()
+            others = [n for n in range(8) if n != 4]
+            assert sorted(tester.received("out")) == expected(*others)
+            (letter,) = tester.records("dead-letter")
+            assert letter.value == b"4"
+            assert b"cannot do 4" in dict(letter.headers)["reason"]
+
+    asyncio.run(scenario())
+
+
+def test_of_a_list_only_the_record_at_fault_goes_to_the_dead_letters(tmp_path: Path) -> None:
+    app = App("listing", processing_guarantee="exactly_once")
+    topic = app.topic("in", value_type=int, partitions=1)
+    out = app.topic("out", value_type=int, partitions=1)
+    app.dead_letter = app.topic("dead-letter", key_type=bytes, value_type=bytes, partitions=1)
+
+    @app.agent(topic, on_error=OnError(then="dead_letter"))
+    async def pass_on(stream: Stream[int]) -> None:
+        async for events in stream.take(100, within=0.05):
+            for event in events:
+                await out.send(key="k", value=event.value)
+                if event.value == 5:
+                    raise ValueError("five")
+
+    async def scenario() -> None:
+        async with AppTester(app, LocalBroker(None), config(tmp_path)) as tester:
+            tester.write(numbers(*range(20)))
+            await tester.settle()
+            assert tester.received("out") == [n for n in range(20) if n != 5]
+            assert [letter.value for letter in tester.records("dead-letter")] == [b"5"]
+
+    asyncio.run(scenario())
+
+
+def test_agents_wait_for_room_in_the_outbox_and_no_transaction_waits_for_them(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        app = counting_app()
+        settings = config(tmp_path, output_max_records=5)
+        async with AppTester(app, LocalBroker(None), settings) as tester:
+            tester.write(numbers(*range(200)))
+            await tester.settle()
+            assert sorted(tester.received("out")) == expected(*range(200))
+            assert (sample(app, "ratestream_transactions_total", result="committed") or 0) >= 40
+
+    asyncio.run(scenario())
+
+
+def test_what_is_sent_for_one_record_is_bounded(tmp_path: Path) -> None:
+    app = App("flooding", processing_guarantee="exactly_once")
+    topic = app.topic("in", value_type=int, partitions=1)
+    out = app.topic("out", value_type=int, partitions=1)
+
+    @app.agent(topic)
+    async def flood(stream: Stream[int]) -> None:
+        async for number in stream:
+            for _ in range(number):
+                await out.send(key="k", value=number)
+
+    async def scenario() -> None:
+        with pytest.raises(AgentError, match="output_max_records=5"):
+            async with AppTester(
+                app, LocalBroker(None), config(tmp_path, output_max_records=5)
+            ) as tester:
+                tester.write([OutgoingRecord("in", b"k", b"1000")])
+                await tester.settle()
+
+    asyncio.run(scenario())
+
+
+def test_who_does_not_get_on_is_not_ready_and_then_ends(tmp_path: Path) -> None:
+    app = App("stuck")
+    topic = app.topic("in", value_type=int, partitions=1)
+
+    @app.agent(topic)
+    async def wait(stream: Stream[int]) -> None:
+        async for _ in stream:
+            await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        settings = config(tmp_path, progress_timeout=4.0)
+        with pytest.raises(StalledError, match=r"progress_timeout=4.0.*nothing committed for"):
+            async with AppTester(app, LocalBroker(None), settings) as tester:
+                tester.write(numbers(1))
+                while not tester.worker.readiness():
+                    await asyncio.sleep(0.05)
+                await tester.settle()
+
+    asyncio.run(scenario())
+
+
+def test_who_says_what_it_waits_for_does_not_end(tmp_path: Path) -> None:
+    app = App("waiting")
+    topic = app.topic("in", value_type=int, partitions=1)
+    there = asyncio.Event()
+    app.add_readiness_check("store", lambda: None if there.is_set() else "it is away")
+
+    @app.agent(topic)
+    async def wait(stream: Stream[int]) -> None:
+        async for _ in stream:
+            await there.wait()
+
+    async def scenario() -> None:
+        settings = config(tmp_path, progress_timeout=2.0)
+        async with AppTester(app, LocalBroker(None), settings) as tester:
+            tester.write(numbers(1))
+            await asyncio.sleep(4)
+            assert tester.worker.readiness() == ["store: it is away"]
+            there.set()
+            await tester.settle()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("policy", [{"retries": -1}, {"backoff": -1.0}, {"then": "skip"}])
+def test_a_policy_that_is_none_is_refused(policy: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match="retries and backoff must be >= 0"):
+        OnError(**policy)  # type: ignore[arg-type]
+
+
+def test_a_guarantee_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="processing_guarantee='most_of_the_time'"):
+        App("app", processing_guarantee="most_of_the_time")  # type: ignore[arg-type]
+
+
+def sample(app: App, name: str, **labels: str) -> float | None:
+    return app.registry.get_sample_value(name, labels)
