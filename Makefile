@@ -3,11 +3,17 @@
 VENV := .venv/bin
 ARGS :=# options for `ratestream up`, or for pytest
 
+# The size of `make chaos`, what decides its faults, and the guarantee it runs with.
+QUOTES := 100000
+FAULTS := 20
+SEED := 1
+GUARANTEE := exactly_once
+
 # Without this, Ctrl-C would end make itself, with an error, while the services still stop. With
 # `exec`, a SIGTERM that make passes on reaches them too, not a shell in between.
 FOREGROUND := $(VENV)/python scripts/foreground
 
-.PHONY: help run run-kafka test check docs lock clean
+.PHONY: help run run-kafka test chaos check docs lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -25,6 +31,11 @@ run-kafka: ## the same on a real Apache Kafka (needs Java 17 and Maven), kept in
 test: ## every test that this machine can run; the others are listed with what they need
 	@scripts/venv dev
 	@exec $(FOREGROUND) $(VENV)/python -m pytest $(ARGS)
+
+chaos: ## kill everything while quotes flow, and compare what comes out (QUOTES=, FAULTS=, SEED=)
+	@scripts/venv dev
+	@exec $(FOREGROUND) $(VENV)/python -m tests.chaos --quotes $(QUOTES) --faults $(FAULTS) \
+		--seed $(SEED) --guarantee $(GUARANTEE)
 
 check: ## what CI checks: style, types, imports, documentation
 	@scripts/venv dev

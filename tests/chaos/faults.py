@@ -59,7 +59,7 @@ def permanent() -> list[str]:
 
 def make_schedule(seed: int, count: int) -> list[Fault]:
     """One fault each `INTERVAL` on average, each kind early; they overlap unless they are for the
-    same target. Brokers get time to be in sync again."""
+    same target, which then has its turn later. Brokers get time to be in sync again."""
     random_ = random.Random(seed)
     busy_until: dict[str, float] = {}
     faults: list[Fault] = []
@@ -68,6 +68,7 @@ def make_schedule(seed: int, count: int) -> list[Fault]:
         candidates = _targets(kind)
         free = [target for target in candidates if busy_until.get(target, 0.0) < at]
         target = random_.choice(free or candidates)
+        at = max(at, busy_until.get(target, 0.0))
         seconds = random_.uniform(*kind.seconds)
         busy_until[target] = at + seconds
         faults.append(Fault(at, kind, target, seconds))

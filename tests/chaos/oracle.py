@@ -33,6 +33,10 @@ class Fact(NamedTuple):
     received_at: datetime
     fill: int = 1
 
+    def __str__(self) -> str:
+        partition, offset, pair = self.key
+        return f"{pair} of {self.source} at {partition}/{offset}: {self.value} (of {self.fill})"
+
 
 @dataclass
 class Defects:

@@ -206,18 +206,21 @@ def send_in_a_transaction(broker: KafkaBroker, partition: TopicPartition, value:
         producer.commit({}, consumer)
 
 
-def test_eager_rebalances_can_seek_too(address, topic):
-    """Assigned, and not yet read: the committed offset is being looked up."""
+def test_a_seek_after_an_eager_rebalance_moves_no_other_partition(address, topic):
+    """Of partitions just assigned, whose committed offsets are still being looked up."""
     with closing(KafkaBroker(KafkaConfig(address, partition_assignment="range"))) as broker:
-        send(broker, *values(topic, 2, "a", "b", "c"))
+        send(broker, *values(topic, 0, *"abc"), *values(topic, 1, *"def"), *values(topic, 2, "g"))
         member = Member(broker, topic)
         while len(member.assigned_partitions) < 4:
             member.poll()
-        partition = TopicPartition(topic, 2)
-        member.consumer.seek(partition, 2)
-        member.consumer.resume([partition])
-        assert [record.value for record in read(member.consumer, 1)] == [b"c"]
-        member.consumer.close()
+        consumer = member.consumer
+        consumer.resume([TopicPartition(topic, 0)])
+        assert [record.value for record in read(consumer, 3)] == [b"a", b"b", b"c"]
+        consumer.seek(TopicPartition(topic, 1), 2)
+        consumer.resume([TopicPartition(topic, 1)])
+        records = read(consumer, 1) + consumer.poll(10, timeout=0.5)
+        assert [record.value for record in records] == [b"f"]
+        consumer.close()
 
 
 @pytest.mark.kafka

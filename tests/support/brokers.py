@@ -141,9 +141,9 @@ def read(consumer: Consumer, count: int, max_records: int = 1000) -> list[Record
     return records
 
 
-def patiently() -> Iterator[None]:
+def patiently(seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Go on for as long as the slowest broker may need. A loop over it ends with its condition,
     or else so late that the test fails."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         yield

@@ -139,7 +139,7 @@ class Instance:
         for partition, (reader, end) in list(self._restoring.items()):
             changelog = TopicPartition(CHANGELOG.name, partition)
             store = self._stores[partition]
-            for record in reader.poll(max_records, timeout=0) if max_records else ():
+            for record in reader.poll(max_records, timeout=0):
                 store.write({record.key or b"": record.value}, record.offset + 1)
             position = reader.position(changelog)
             assert position is not None
@@ -147,10 +147,6 @@ class Instance:
                 store.write({}, position)
                 self._restoring.pop(partition)[0].close()
                 self._consumer.resume([TopicPartition(INPUT.name, partition)])
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self._positions)
 
     def commit(self) -> None:
         changes = [
@@ -236,13 +232,14 @@ def output(partition: int, offset: int, times: int) -> OutgoingRecord:
     return OutgoingRecord(OUTPUT.name, None, text.encode(), (partition + offset) % PARTITIONS)
 
 
+MAX_INSTANCES = 4
 KEYS = st.lists(st.sampled_from([b"a", b"b", b"c"]), min_size=1, max_size=6)
-WHO = st.integers(0, 2)
-MEANWHILE = st.lists(st.sampled_from(["work", "commit", "replace", "time", "clean"]), max_size=4)
+WHO = st.integers(0, MAX_INSTANCES - 1)
+MEANWHILE = st.lists(st.sampled_from(["work", "commit", "replace", "time"]), max_size=4)
 
 
 class ExactlyOnceInstances(RuleBasedStateMachine):
-    """Up to four processes for three slots: two of one slot are an instance and its zombie."""
+    """Two processes in one slot, that is with one transactional id, are an instance and its zombie."""
 
     @initialize(inputs=st.lists(KEYS, min_size=PARTITIONS, max_size=PARTITIONS))
     def open(self, inputs: list[list[bytes]]) -> None:
@@ -256,7 +253,7 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
         self.source_group = self.broker.consumer(ConsumerConfig(group="source"))
         for partition, keys in enumerate(inputs):
             self.write_inputs(partition, keys)
-        self.start(0)
+        self.start_in(0)
 
     @rule(partition=st.integers(0, PARTITIONS - 1), keys=KEYS)
     def write_inputs(self, partition: int, keys: list[bytes]) -> None:
@@ -265,30 +262,36 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
         self.source.send([OutgoingRecord(INPUT.name, key, b"", partition) for key in keys])
         self.source.commit({}, self.source_group)
 
-    @precondition(lambda self: len(self.instances) < 4)
-    @rule(slot=WHO)
-    def start(self, slot: int) -> None:
-        """Takes the transactional id of whoever is in the slot, which may not know."""
-        in_use = {instance.folder for instance in self.instances}
-        folders = (Path(self.folder.name) / f"{slot}-{number}" for number in count())
-        folder = next(folder for folder in folders if folder not in in_use)
-        self.newest[slot] = Instance(self.broker, slot, folder)
-        self.instances.append(self.newest[slot])
+    @precondition(lambda self: len(self.instances) < MAX_INSTANCES)
+    @rule(who=WHO, replaces=st.sampled_from([False, False, True]))
+    def start(self, who: int, replaces: bool) -> None:
+        taken = {instance.slot for instance in self.instances}
+        free = next(slot for slot in count() if slot not in taken)
+        self.start_in(self.at(who).slot if replaces and taken else free)
 
     @precondition(lambda self: self.instances)
     @rule(
         who=WHO,
         max_records=st.integers(1, 6),
-        max_restored=st.sampled_from([0, 2, 1000]),
+        max_restored=st.sampled_from([2, 1000]),
         drains=st.booleans(),
     )
     def work(self, who: int, max_records: int, max_restored: int, drains: bool) -> None:
         self.let_work(self.at(who), max_records, max_restored, drains=drains)
 
-    @precondition(lambda self: any(each.has_work for each in self.instances))
-    @rule(who=WHO, other=WHO, meanwhile=MEANWHILE, death=st.sampled_from(["", "before", "after"]))
-    def commit(self, who: int, other: int, meanwhile: list[str], death: str) -> None:
-        instance = self.at(who, [each for each in self.instances if each.has_work])
+    @precondition(lambda self: self.instances)
+    @rule(
+        who=WHO,
+        works=st.booleans(),
+        other=WHO,
+        meanwhile=MEANWHILE,
+        death=st.sampled_from(["", "", "before", "after"]),
+    )
+    def commit(self, who: int, works: bool, other: int, meanwhile: list[str], death: str) -> None:
+        """Of what it had done before, or also of what it does now."""
+        instance = self.at(who)
+        if works:
+            self.let_work(instance, 6, 1000, drains=True)
 
         def before() -> None:
             for event in meanwhile:
@@ -302,35 +305,29 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
                 raise Killed
 
         self.broker.before_commit, self.broker.after_commit = before, after
-        self.watch(instance, instance.commit)
+        if instance in self.instances:
+            self.watch(instance, instance.commit)
         self.broker.before_commit = self.broker.after_commit = None
 
-    @precondition(lambda self: self.instances)
-    @rule(who=WHO)
-    def leave(self, who: int) -> None:
+    @precondition(lambda self: len(self.instances) > 1)
+    @rule(who=WHO, clean=st.booleans())
+    def stop(self, who: int, clean: bool) -> None:
         instance = self.at(who)
-        self.watch(instance, instance.commit)
+        if clean:
+            self.watch(instance, instance.commit)
         if instance in self.instances:
-            self.end(instance)
+            (self.end if clean else self.bury)(instance)
 
-    @precondition(lambda self: self.instances)
-    @rule(who=WHO)
-    def kill(self, who: int) -> None:
-        self.bury(self.at(who))
-
-    @rule()
-    def time_passes(self) -> None:
-        self.now += STEP_SECONDS
-
-    @rule()
-    def clean(self) -> None:
+    @rule(steps=st.integers(1, 2))
+    def time_passes(self, steps: int) -> None:
+        self.now += steps * STEP_SECONDS
         self.broker.run_maintenance()
 
     def recover(self) -> None:
         """When nothing fails any more, what is there gets done."""
         for _ in range(20):
             if not self.instances:
-                self.start(0)
+                self.start_in(0)
             self.now += STEP_SECONDS
             for instance in list(self.instances):
                 self.let_work(instance, 100, 1000, drains=True)
@@ -370,17 +367,23 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
     def let_happen(self, event: str, instance: Instance, other: int) -> None:
         """While `instance`, whose thread is in its commit, does nothing."""
         others = [each for each in self.instances if each is not instance]
-        if event == "replace" and len(self.instances) < 4:
-            self.start(instance.slot)
+        if event == "replace" and len(self.instances) < MAX_INSTANCES:
+            self.start_in(instance.slot)
         elif event == "time":
-            self.time_passes()
-        elif event == "clean":
-            self.clean()
+            self.time_passes(1)
         elif others and event == "work":
             self.let_work(self.at(other, others), 6, 1000, drains=True)
         elif others and event == "commit":
             actor = self.at(other, others)
             self.watch(actor, actor.commit)
+
+    def start_in(self, slot: int) -> None:
+        """Takes the transactional id of whoever is in the slot, which may not know."""
+        in_use = {instance.folder for instance in self.instances}
+        folders = (Path(self.folder.name) / f"{slot}-{number}" for number in count())
+        folder = next(folder for folder in folders if folder not in in_use)
+        self.newest[slot] = Instance(self.broker, slot, folder)
+        self.instances.append(self.newest[slot])
 
     def let_work(
         self, instance: Instance, max_records: int, max_restored: int, *, drains: bool

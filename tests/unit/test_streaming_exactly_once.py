@@ -23,6 +23,7 @@ from ratestream.streaming import (
     WorkerConfig,
 )
 from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.local.producer import LocalTransactionalProducer
 from ratestream.streaming.testing import AppTester
 from ratestream.streaming.types import Consumer
 

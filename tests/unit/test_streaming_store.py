@@ -125,6 +125,10 @@ def set_byte(file: Path, at: int) -> None:
     file.write_bytes(content)
 
 
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
 def first(path: Path, pattern: str) -> Path:
     return min(path.glob(pattern))
 
@@ -142,9 +146,9 @@ def set_known(path: Path, key: bytes, value: bytes | None) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no MANIFEST": (lambda path: first(path, "MANIFEST*").unlink(), "damaged"),
     "a torn MANIFEST": (lambda path: set_byte(first(path, "MANIFEST*"), 9), "damaged"),
-    "an empty CURRENT": (lambda path: first(path, "CURRENT").write_bytes(b"") and None, "damaged"),
+    "an empty CURRENT": (lambda path: empty(first(path, "CURRENT")), "damaged"),
     "a file missing": (lambda path: first(path, "*.sst").unlink(), "damaged"),
-    "a file cut": (lambda path: first(path, "*.sst").write_bytes(b"x") and None, "damaged"),
+    "a file cut": (lambda path: empty(first(path, "*.sst")), "damaged"),
     "marked": (lambda path: (path / "DAMAGED").touch(), "damaged"),
     "no checkpoint": (lambda path: set_known(path, b"mcheckpoint", None), "no checkpoint"),
     "a checkpoint": (lambda path: set_known(path, b"mcheckpoint", b"1x"), "illegible"),

@@ -412,6 +412,7 @@ class Pipeline:
         for partition in self._assigned:
             if self._sink_of(partition):
                 self._to_place.add(partition)
+                self._to_resume.add(partition)
             elif partition in self._committed:
                 self._consumer.seek(partition, self._committed[partition])
 

@@ -402,10 +402,14 @@ class KafkaConsumer:
         ]
 
     def _start_again(self, target: librdkafka.TopicPartition) -> None:
-        self._client.incremental_unassign([target])
-        self._client.incremental_assign([target])
-        if TopicPartition(target.topic, target.partition) in self._paused:
-            self._client.pause([target])
+        if self._listener is None or self._kafka.rebalances_incrementally:
+            self._client.incremental_unassign([target])
+            self._client.incremental_assign([target])
+        else:  # librdkafka takes what an eager group assigned as a whole only
+            others = self._owned - {TopicPartition(target.topic, target.partition)}
+            starts = {each: self._positions.get(each, OFFSET_INVALID) for each in others}
+            self._client.assign([*at(starts), target])
+        self._client.pause(theirs(self._paused))
 
     def _translating(self, doing: str) -> AbstractContextManager[None]:
         group = f" of group {self._config.group}" if self._config.group else ""
