@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deploy.grafana.promql import (
+    in_time_shown,
     median_and_p99,
     per_minute,
     per_second,
@@ -80,6 +81,43 @@ PROGRESS = Row(
             queries=(
                 Query(
                     per_second("ratestream_commit_seconds_count", "service", CHOSEN), "{{service}}"
+                ),
+            ),
+        ),
+        Panel(
+            title="Time without progress",
+            shows="Since each instance last committed, restored, or had nothing to do; what it "
+            "waits for by name does not count.",
+            normal="Seconds at most.",
+            otherwise="It runs in circles. Above half of runtime.progress_timeout it is not ready, "
+            "above all of it it ends, to be started again.",
+            runbook="no-committed-progress",
+            width=8,
+            unit="s",
+            limits=Limits(warning=10, critical=150),
+            no_data="No service is there",
+            queries=(
+                Query(
+                    f"max by (service, instance) (ratestream_progress_age_seconds{{{CHOSEN}}})",
+                    _NAME,
+                ),
+            ),
+        ),
+        Panel(
+            title="Transactions per minute, by result",
+            shows="Kafka transactions of the services that work exactly once.",
+            normal="Up to 600 `committed` with the default runtime.commit_interval; none `failed`, "
+            "but for a few when Kafka or a neighbour goes away.",
+            otherwise="`failed` again and again: what was done in them is undone and done again. "
+            "`setback` and `broker_failed` in the log say why.",
+            runbook="setbacks-repeating",
+            width=8,
+            unit="cpm",
+            no_data="No service works exactly once",
+            queries=(
+                Query(
+                    per_minute("ratestream_transactions_total", "service, result", CHOSEN),
+                    "{{service}} {{result}}",
                 ),
             ),
         ),
@@ -203,6 +241,25 @@ STATE = Row(
             ),
         ),
         Panel(
+            title="Records still to be restored",
+            shows="Changelog records still to be read, at most, before work goes on.",
+            normal="0. After a start or a rebalance it falls to 0 at the pace of the panel beside "
+            "it.",
+            otherwise="It does not fall: Kafka gives nothing. It is large at every rebalance: "
+            "runtime.standby keeps copies ready.",
+            runbook="no-committed-progress",
+            width=8,
+            unit="short",
+            no_data="No service is there",
+            queries=(
+                Query(
+                    "sum by (service, instance) "
+                    f"(ratestream_restore_remaining_records{{{CHOSEN}}})",
+                    _NAME,
+                ),
+            ),
+        ),
+        Panel(
             title="Records restored per second",
             shows="Changelog records read to restore tables.",
             normal="0.",
@@ -232,6 +289,60 @@ STATE = Row(
                 Query(
                     f"sum by (service, instance, table) (ratestream_table_bytes{{{CHOSEN}}})",
                     f"{_NAME} {{{{table}}}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="Entries of tables",
+            shows="Keys that each instance holds, copies included, as RocksDB estimates it.",
+            normal="As many as there are pairs and sources, shared among the instances.",
+            otherwise="Growing with time: more keys than there are pairs.",
+            runbook="disk-filling",
+            width=8,
+            unit="short",
+            no_data="No service has a table",
+            queries=(
+                Query(
+                    f"sum by (service, instance, table) (ratestream_table_entries{{{CHOSEN}}})",
+                    f"{_NAME} {{{{table}}}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="Tables rebuilt in the time shown",
+            shows="Partitions of tables that could not be trusted, and were rebuilt from the "
+            "changelog.",
+            normal="0. Once for each partition after an upgrade that changes the format.",
+            otherwise="Again and again: the disk loses what was written to it. `table_rebuilt` in "
+            "the log has the reason.",
+            runbook="service-restarting",
+            kind=Kind.NUMBER,
+            width=8,
+            unit="short",
+            limits=Limits(warning=1),
+            no_data="No service has a table",
+            queries=(
+                Query(
+                    in_time_shown("ratestream_table_rebuilds_total", "service, table", CHOSEN),
+                    "{{service}} {{table}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="How far are standby copies behind?",
+            shows="Changelog records that copies of the other instances' tables do not have yet, "
+            "at most; 0 without runtime.standby.",
+            normal="Close to 0.",
+            otherwise="Growing: the instance has too much to do of its own. A takeover then "
+            "restores that much first.",
+            runbook="lag-growing",
+            width=8,
+            unit="short",
+            no_data="No service is there",
+            queries=(
+                Query(
+                    f"sum by (service, instance) (ratestream_standby_lag_records{{{CHOSEN}}})",
+                    _NAME,
                 ),
             ),
         ),
@@ -296,6 +407,38 @@ TROUBLE = Row(
             queries=(
                 Query(
                     per_minute("ratestream_worker_retries_total", "service", CHOSEN), "{{service}}"
+                ),
+            ),
+        ),
+        Panel(
+            title="Setbacks per minute",
+            shows="Times that what was not committed was dropped, to be read again: a transaction "
+            "was aborted, partitions were lost, or an agent is to be tried again.",
+            normal="0, but for one now and then when instances come or go.",
+            otherwise="Again and again: `setback` in the log has the reason each time.",
+            runbook="setbacks-repeating",
+            unit="cpm",
+            no_data="No service is there",
+            queries=(
+                Query(per_minute("ratestream_setbacks_total", "service, instance", CHOSEN), _NAME),
+            ),
+        ),
+        Panel(
+            title="Agent errors in the time shown",
+            shows="Times an agent raised, and what it did was to be tried again or put aside. One "
+            "that stops its service is a restart instead.",
+            normal="0.",
+            otherwise="The log names the record and has the error: a defect, or something that "
+            "the agent needs is away.",
+            runbook="setbacks-repeating",
+            kind=Kind.NUMBER,
+            unit="short",
+            limits=Limits(warning=1),
+            no_data="No service has an agent",
+            queries=(
+                Query(
+                    in_time_shown("ratestream_agent_errors_total", "service, agent", CHOSEN),
+                    "{{service}} {{agent}}",
                 ),
             ),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,7 @@ from tests.chaos import ChaosError
 from tests.chaos.oracle import Fact, Key
 
 _READ_SECONDS = 60.0
+_CONSUME_SECONDS = 0.2  # `consume` waits for so long unless there is a whole batch
 _BATCH = 10_000
 
 POSTGRES_IS_AWAY = (
@@ -85,9 +87,12 @@ def read_topic(bootstrap: str, topic: str) -> Iterator[tuple[int, int, bytes]]:
     )
     try:
         reader.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in open_ends])
+        last_news = time.monotonic()
         while open_ends:
-            messages = reader.consume(_BATCH, _READ_SECONDS)
-            if not messages:
+            messages = reader.consume(_BATCH, _CONSUME_SECONDS)
+            if messages:
+                last_news = time.monotonic()
+            elif time.monotonic() > last_news + _READ_SECONDS:
                 raise ChaosError(
                     f"{topic}: partitions {sorted(open_ends)} cannot be read to the end"
                 )

@@ -126,6 +126,7 @@ class _Stage:
             yield
             await asyncio.gather(*(instance.stop() for instance in instances))
         finally:
+            self._writer.give_up()
             await asyncio.gather(*(instance.kill() for instance in instances))
 
     async def play(self) -> None:
@@ -168,6 +169,7 @@ class _Stage:
 
     async def _warm_up(self) -> None:
         """Until the first quotes are through: from then on faults interrupt work."""
+        await self._writer.start()
         await self._writer.write_some(_WARM_UP_QUOTES, seconds=1.0)
         deadline = time.monotonic() + _WARM_UP_SECONDS
         while min(self._stored) < self._writer.written:
@@ -193,7 +195,7 @@ class _Stage:
             for number, fault in enumerate(schedule, start=1):
                 acts.create_task(at_its_time(number, fault))
             length = INTERVAL * len(schedule) + _AFTER_LAST_FAULT_SECONDS
-            await self._writer.write_rest(length)
+            await self._writer.write_some(self._plan.quotes, length)
 
     async def _settle(self) -> None:
         """Until everything is stored, or nothing comes any more."""

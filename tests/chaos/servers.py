@@ -35,6 +35,7 @@ class Brokers:
         self._folder = folder
         self._log = folder.parent / "logs" / "kafka-script.log"
         self._one_at_a_time = threading.Lock()
+        self._stopping = threading.Event()
         self.bootstrap = ""
 
     def start(self) -> None:
@@ -59,13 +60,13 @@ class Brokers:
         be that old. Raises `ChaosError`."""
         deadline = time.monotonic() + _IN_SYNC_SECONDS
         agreed = 0
-        while agreed < 2:
+        while agreed < 2 and not self._stopping.wait(1.0):
             if time.monotonic() > deadline:
                 raise ChaosError(f"Kafka's replicas are not in sync after {_IN_SYNC_SECONDS} s")
             agreed = agreed + 1 if self._are_in_sync() else 0
-            time.sleep(1.0)
 
     def stop(self) -> None:
+        self._stopping.set()
         if (self._folder / "cluster.json").exists():
             self._script("stop")
 
@@ -83,6 +84,8 @@ class Brokers:
     def _script(self, action: str, *options: str) -> str:
         command = [sys.executable, str(SCRIPT), action, "--dir", str(self._folder), *options]
         with self._one_at_a_time, self._log.open("ab") as log:
+            if action == "start" and self._stopping.is_set():
+                raise ChaosError("Kafka is being stopped")
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=log, text=True, check=False
             )

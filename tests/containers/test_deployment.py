@@ -16,13 +16,14 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(540)]
 
 PATIENCE_SECONDS = 60.0
 INSTANCES = 3
+WITH_A_VOLUME = {"data_processor": "processor", "data_aggregator": "aggregator"}
 
 
 @pytest.fixture(scope="module")
 def project(
     tmp_path_factory: pytest.TempPathFactory, kafka_address: str, engine: Engine
 ) -> Iterator[Project]:
-    """Every service healthy, data_aggregator three times. Asks for `kafka_address` to run only
+    """Every service healthy, data_processor and data_aggregator three times. Asks for `kafka_address` to run only
     where Apache Kafka is wanted."""
     folder = copy_of_project(tmp_path_factory.mktemp("project"))
     make_secrets(folder)
@@ -41,7 +42,11 @@ def bring_up(project: Project) -> None:
     project.run_once("topics")
     project.run_once("migrate")
     started = [project.start(service) for service in SERVICES]
-    started += [project.start("data_aggregator", number) for number in range(2, INSTANCES + 1)]
+    started += [
+        project.start(service, number)
+        for service in WITH_A_VOLUME
+        for number in range(2, INSTANCES + 1)
+    ]
     for container in started:
         project.wait_healthy(container)
 
@@ -75,9 +80,13 @@ def test_operators_ask_the_running_deployment(project: Project) -> None:
     project.run_once("ratestream", "dead-letter", "list")
 
 
-def test_each_aggregator_has_a_folder_of_its_own(project: Project) -> None:
-    tables = project.volume("aggregator") / "state" / "data_aggregator"
-    assert sorted(path.name for path in tables.iterdir()) == ["0", "1", "2"]
+@pytest.mark.parametrize(("service", "volume"), WITH_A_VOLUME.items())
+def test_each_instance_has_a_folder_and_a_name_of_its_own(
+    project: Project, service: str, volume: str
+) -> None:
+    folders = sorted((project.volume(volume) / "state" / service).iterdir())
+    assert [path.name for path in folders] == ["0", "1", "2"]
+    assert len({(path / "instance-id").read_text() for path in folders}) == INSTANCES
 
 
 @pytest.mark.parametrize("service", SERVICES)

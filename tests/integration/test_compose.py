@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from ratestream import __version__
+from ratestream.cli.builders import builders
 from ratestream.settings import SERVICES, load
 from ratestream.streaming.types import WorkerConfig
 from tests.support.compose import DOCKER_COMPOSE, compose, copy_of_project, make_secrets, resolved
@@ -315,6 +316,24 @@ def test_our_services_run_without_root_on_what_they_cannot_change(config):
 def test_every_service_is_there_and_runs_itself(config):
     commands = {name: config["services"][name]["command"] for name in SERVICES}
     assert commands == {name: ["run", name] for name in SERVICES}
+
+
+def test_who_has_a_name_or_tables_has_a_volume_for_them(config):
+    """It outlives the container: Kafka knows an instance again by what is in it."""
+    volumes = {
+        name: [(each["type"], each["source"], each["target"]) for each in service["volumes"]]
+        for name, service in config["services"].items()
+        if name in SERVICES and service.get("volumes")
+    }
+    data_dir = "/var/lib/ratestream"
+    assert f"RATESTREAM_DATA_DIR={data_dir}" in (ROOT / "Dockerfile").read_text()
+    assert volumes == {
+        "data_processor": [("volume", "processor", data_dir)],
+        "data_aggregator": [("volume", "aggregator", data_dir)],
+    }
+    settings = load(Path(config["configs"]["settings"]["file"]))
+    apps = [build(settings) for build in builders().values()]
+    assert volumes.keys() == {app.id for app in apps if app.is_exactly_once or app.tables}
 
 
 def test_services_wait_for_topics_and_schema(config):

@@ -253,8 +253,9 @@ def test_it_starts_where_postgres_stands_whatever_the_group_has_committed(
             consumer.close()
         await stand_at(empty_database, broker, 3)
         async with AppTester(loader(empty_database), broker):
-            while await count(empty_database, "quotes") < 2:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(20):
+                while await count(empty_database, "quotes") < 2:
+                    await asyncio.sleep(0.01)
         assert await offsets_of_quotes(empty_database) == [3, 4]
         broker.close()
 

@@ -220,6 +220,8 @@ def test_a_seek_after_an_eager_rebalance_moves_no_other_partition(address, topic
         consumer.resume([TopicPartition(topic, 1)])
         records = read(consumer, 1) + consumer.poll(10, timeout=0.5)
         assert [record.value for record in records] == [b"f"]
+        consumer.resume([TopicPartition(topic, 2)])
+        assert [record.value for record in read(consumer, 1)] == [b"g"]
         consumer.close()
 
 
@@ -239,6 +241,7 @@ def test_a_static_member_comes_back_to_its_partitions(kafka_address, config, top
         assert len(had) == 2
         told = len(other.assigned_partitions), len(other.revoked_partitions)
         first.consumer.close()
+        other.consumer.poll(100, timeout=2.0)  # it would be told within a heartbeat
         again = Member(broker, topic, replace(of_group, instance_id="first"))
         for _ in patiently():
             again.poll()

@@ -21,6 +21,7 @@ from ratestream.streaming import (
     AuthorizationError,
     ConfigurationError,
     ConsumerConfig,
+    ProcessingGuarantee,
     ProducerConfig,
     Stream,
     TopicPartition,
@@ -43,19 +44,27 @@ USER = "data_aggregator"
 # As docs/security.md has them.
 READ, WRITE = ["READ"], ["WRITE"]
 CHANGELOG = "data-aggregator-windows-changelog"
-TOPICS = ("src-data", "processed-data", "aggregated-data", CHANGELOG, "dead-letter")
+PROBE = "transaction-probe"
+TOPICS = ("src-data", "processed-data", "aggregated-data", CHANGELOG, "dead-letter", PROBE)
 NEEDS: dict[str, dict[str, list[str]]] = {
     "topics": {name: ["CREATE", "DESCRIBE"] for name in TOPICS},
     "data_requester": {"src-data": [*READ, *WRITE], "dead-letter": WRITE},
-    "data_processor": {"src-data": READ, "processed-data": WRITE, "dead-letter": WRITE},
+    "data_processor": {
+        "src-data": READ,
+        "processed-data": WRITE,
+        "dead-letter": WRITE,
+        PROBE: [*READ, *WRITE],
+    },
     "data_aggregator": {
         "processed-data": READ,
         "aggregated-data": WRITE,
         CHANGELOG: [*READ, *WRITE],
         "dead-letter": WRITE,
+        PROBE: [*READ, *WRITE],
     },
     "db_loader": {"processed-data": READ, "aggregated-data": READ, "dead-letter": WRITE},
 }
+IN_TRANSACTIONS = ("data_processor", "data_aggregator")
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +87,13 @@ def admin(secure: SecureKafka) -> Iterator[KafkaBroker]:
 
 
 class Sums:
-    """An app that has everything that needs access: input, output, a table, and a group. Close it
-    when its workers have ended."""
+    """An app that has everything that needs access: input, output, a table, a group, and, when it
+    is exactly once, transactions. Close it when its workers have ended."""
 
-    def __init__(self, admin: KafkaBroker) -> None:
+    def __init__(
+        self, admin: KafkaBroker, guarantee: ProcessingGuarantee = "at_least_once"
+    ) -> None:
+        self._guarantee = guarantee
         self._brokers = ExitStack()
         self.name = f"sums-{uuid4().hex[:8]}"
         self.input, self.output = f"{self.name}-in", f"{self.name}-out"
@@ -91,7 +103,7 @@ class Sums:
         admin.create_topics([replace(spec, partitions=1) for spec in self.app.topic_specs()])
 
     def _build(self) -> App:
-        app = App(self.name)
+        app = App(self.name, processing_guarantee=self._guarantee)
         numbers = app.topic(self.input, value_type=int)
         sums = app.topic(self.output, value_type=int)
         total = app.Table("total", value_type=int, default=int, partitions_of=numbers)
@@ -106,12 +118,16 @@ class Sums:
 
     @property
     def needs(self) -> dict[tuple[str, str], list[str]]:
-        return {
+        needs = {
             ("topic", self.input): ["READ"],
             ("topic", self.output): ["WRITE"],
             ("topic", self.changelog): ["READ", "WRITE"],
             ("group", self.name): ["READ"],
         }
+        if self.app.is_exactly_once:
+            needs["topic", PROBE] = ["READ", "WRITE"]
+            needs["transactional_id", f"{self.name}-"] = ["WRITE"]
+        return needs
 
     def allow(self, secure: SecureKafka, *, without: tuple[str, str] | None = None) -> None:
         for (kind, name), operations in self.needs.items():
@@ -140,6 +156,12 @@ class Sums:
 @pytest.fixture
 def sums(admin: KafkaBroker) -> Iterator[Sums]:
     with closing(Sums(admin)) as sums:
+        yield sums
+
+
+@pytest.fixture
+def exact_sums(admin: KafkaBroker) -> Iterator[Sums]:
+    with closing(Sums(admin, "exactly_once")) as sums:
         yield sums
 
 
@@ -206,6 +228,40 @@ def test_a_table_is_restored_with_the_rights_of_the_app(secure, sums, tmp_path):
             sums.app = sums._build()
 
     asyncio.run(scenario())
+
+
+def test_transactions_work_with_the_rights_of_the_app(secure, exact_sums, tmp_path):
+    exact_sums.allow(secure)
+    exact_sums.put(1, 2)
+
+    async def scenario() -> None:
+        for number, folder in enumerate((tmp_path / "one", tmp_path / "other")):
+            async with working(exact_sums.worker(secure.with_password(USER), folder)):
+                await exact_sums.wait_for(*[(1, 3), (1, 3, 103)][number])
+            exact_sums.put(100)
+            exact_sums.app = exact_sums._build()
+
+    asyncio.run(scenario())
+
+
+def test_who_may_use_no_transactional_id_ends_and_it_is_named(secure, exact_sums, tmp_path):
+    exact_sums.allow(secure, without=("transactional_id", f"{exact_sums.name}-"))
+    text = error_of(exact_sums.worker(secure.with_password(USER), tmp_path))
+    assert f"a transaction of {exact_sums.name}-" in text
+    assert "user 'data_aggregator' is not allowed to: TRANSACTIONAL_ID_AUTHORIZATION_FAILED" in text
+    assert "ACL" in text
+
+
+@pytest.mark.parametrize("may", [[], ["READ"], ["WRITE"]], ids=["nothing", "READ", "WRITE"])
+def test_who_may_not_try_transactions_ends_and_the_topic_is_named(
+    secure, exact_sums, tmp_path, may
+):
+    exact_sums.allow(secure, without=("topic", PROBE))
+    if may:
+        secure.allow(USER, "topic", PROBE, *may)
+    text = error_of(exact_sums.worker(secure.with_password(USER), tmp_path))
+    assert PROBE in text
+    assert "user 'data_aggregator' is not allowed to: TOPIC_AUTHORIZATION_FAILED" in text
 
 
 def another_authority(secure: SecureKafka, folder: Path) -> KafkaConfig:
@@ -286,8 +342,12 @@ def test_what_no_acl_allows_ends_the_worker_and_is_named(secure, sums, tmp_path,
     assert "ACL" in text
 
 
-@pytest.mark.parametrize("end", ["input", "output"])
-def test_a_topic_that_may_only_be_described_ends_the_worker(secure, sums, tmp_path, end):
+@pytest.mark.parametrize("guarantee", ["sums", "exact_sums"])
+@pytest.mark.parametrize("end", ["input", "output", "changelog"])
+def test_a_topic_that_may_only_be_described_ends_the_worker(
+    secure, request, tmp_path, end, guarantee
+):
+    sums: Sums = request.getfixturevalue(guarantee)
     name = getattr(sums, end)
     sums.allow(secure, without=("topic", name))
     secure.allow(USER, "topic", name, "DESCRIBE")
@@ -486,10 +546,12 @@ def test_the_services_work_with_the_acls_that_are_documented(secure, admin, serv
             secure.allow(user, "topic", topic, *dict.fromkeys(operations))
         if user != "topics":
             secure.allow(user, "group", user, "READ")
+        if user in IN_TRANSACTIONS:
+            secure.allow(user, "transactional_id", f"{user}-", "WRITE")
     with closing(KafkaBroker(secure.with_password("topics"))) as broker:
         broker.create_topics([TopicSpec(name, 2) for name in TOPICS[:3]])
         broker.create_topics([TopicSpec(CHANGELOG, 2, cleanup_policy="compact", retention_ms=-1)])
-        broker.create_topics([TopicSpec("dead-letter", 2)])
+        broker.create_topics([TopicSpec("dead-letter", 2), TopicSpec(PROBE, 1)])
         assert broker.describe_topics(TOPICS).keys() == set(TOPICS)
         with pytest.raises(AuthorizationError, match="the configs of topic"):
             broker.topic_configs(TOPICS)

@@ -12,21 +12,28 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
+from ratestream.events import Snapshot
 from ratestream.operations.checks import disk, room, skew
 from ratestream.operations.deployment import Deployment
 from ratestream.operations.findings import Severity
 from ratestream.settings import SERVICES, Settings
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
 from ratestream.streaming.local import LocalBroker
-from ratestream.streaming.types import OutgoingRecord, TopicSpec
-from tests.support.brokers import send
+from ratestream.streaming.types import (
+    ConsumerConfig,
+    OutgoingRecord,
+    TopicPartition,
+    TopicSpec,
+)
+from tests.support.brokers import patiently, send
 from tests.support.half_servers import serving
 from tests.support.kafka_servers import free_port, start_kafka
 from tests.support.postgres import execute, fetch
@@ -119,12 +126,13 @@ def test_topics_are_made_and_found_right(ratestream: Command, kafka: str) -> Non
     missing = ratestream.lines("topics", "check", code=1)
     assert missing[0] == f"at Kafka {kafka}"
     assert "wrong topic src-data: is missing: run ratestream topics create" in missing
-    assert missing[-1] == "5 wrong"
-    assert "src-data 2 made" in ratestream.lines("topics", "create")
+    assert missing[-1] == "6 wrong"
+    made = ratestream.lines("topics", "create")
+    assert {"src-data 2 made", "transaction-probe 1 made"} <= set(made)
     assert "src-data 2 exists" in ratestream.lines("topics", "create")
-    assert ratestream.lines("topics", "check")[-1] == "5 ok"
+    assert ratestream.lines("topics", "check")[-1] == "6 ok"
     changed = ratestream.having(RATESTREAM_TOPICS__RETENTION_HOURS="5").lines("topics", "check")
-    assert changed[-1] == "1 ok, 4 warning"
+    assert changed[-1] == "2 ok, 4 warning"
 
 
 @pytest.mark.kafka
@@ -340,6 +348,45 @@ def test_doctor_finds_each_fault(ratestream: Command, kafka: str, database_url: 
     mixed = ratestream.lines("doctor", code=1)
     of_another = "wrong cluster: the rows in Postgres are of Kafka cluster another, and this is "
     assert any(each.startswith(of_another) for each in mixed)
+
+
+@pytest.mark.kafka
+def test_doctor_does_not_count_the_ends_of_transactions(
+    ratestream: Command, kafka: str, database_url: str, tmp_path: Path
+) -> None:
+    """Each takes an offset, at the end of all that exactly-once services write."""
+    ratestream.lines("topics", "create")
+    names = ("data_processor", "data_aggregator", "db_loader")
+    environment = {"RATESTREAM_POSTGRES__URL": database_url}
+    services = [ServiceProcess(name, kafka, tmp_path / name, environment) for name in names]
+    now = datetime.now(UTC)
+    snapshot = Snapshot("demo", now, now, {"EURUSD": msgspec.Raw(b'"1.25"')})
+    try:
+        for service in services:
+            service.start()
+        with closing(KafkaBroker(KafkaConfig(kafka))) as broker:
+            send(broker, OutgoingRecord("src-data", b"demo", msgspec.json.encode(snapshot)))
+            for _ in patiently():
+                if asyncio.run(fetch(database_url, "SELECT FROM averages")):
+                    break
+            ends = read_ends(broker, "processed-data")
+            for _ in patiently():
+                lines = ratestream("doctor").stdout.splitlines()
+                at_rest = [each for each in lines if "has done everything there is" in each]
+                if len(at_rest) == 4:
+                    break
+            assert len(at_rest) == 4, lines
+            assert sorted(ends) == [0, 2]  # a quote, and the end of its transaction
+    finally:
+        for service in services:
+            service.kill()
+
+
+def read_ends(broker: KafkaBroker, topic: str) -> list[int]:
+    """The end of each partition."""
+    partitions = broker.describe_topics([topic])[topic].partitions
+    with closing(broker.consumer(ConsumerConfig())) as consumer:
+        return [consumer.watermarks(TopicPartition(topic, n)).high for n in range(partitions)]
 
 
 @pytest.mark.kafka

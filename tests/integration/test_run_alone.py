@@ -22,6 +22,10 @@ from ratestream.streaming.statefolder import StateFolder
 from tests.support.kafka_servers import start_tansu
 from tests.support.processes import ServiceProcess
 
+TANSU = {  # it shows what aborted transactions wrote
+    f"RATESTREAM_{service}__PROCESSING_GUARANTEE": "at_least_once"
+    for service in ("DATA_PROCESSOR", "DATA_AGGREGATOR")
+}
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -64,9 +68,15 @@ def test_an_agent_that_fails_ends_the_process(kafka: str, tmp_path: Path) -> Non
         for number in range(8)
     ]
     prepare(kafka, app, [app.topics["processed-data"].encode("USDRUB", quote), *unreadable])
-    line = ending(ServiceProcess("data_aggregator", kafka, tmp_path))
+    line = ending(ServiceProcess("data_aggregator", kafka, tmp_path, TANSU))
     assert line.startswith("ratestream: agent average failed at processed-data[")
     assert "DecodeError" in line
+
+
+def test_a_broker_without_real_transactions_ends_the_process(kafka: str, tmp_path: Path) -> None:
+    line = ending(ServiceProcess("data_processor", kafka, tmp_path))
+    assert "aborted transactions" in line
+    assert "processing_guarantee" in line
 
 
 def test_topics_that_are_missing_end_the_process(kafka: str, tmp_path: Path) -> None:
@@ -93,7 +103,7 @@ def test_an_instance_too_many_on_one_data_folder_ends(kafka: str, tmp_path: Path
 
 def test_the_health_check_asks_a_running_service(kafka: str, tmp_path: Path) -> None:
     prepare(kafka, data_processor.build(Settings()), [])
-    service = ServiceProcess("data_processor", kafka, tmp_path)
+    service = ServiceProcess("data_processor", kafka, tmp_path, TANSU)
     service.start().wait_ready()
     command = [sys.executable, "-m", "ratestream.healthcheck", str(service.port)]
     healthy = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -68,11 +68,12 @@ async def positions(writer: Writer) -> dict[TopicPartition, int]:
 
 
 async def positions_in_the_end(writer: Writer) -> dict[TopicPartition, int]:
-    while True:
-        try:
-            return await positions(writer)
-        except DatabaseUnavailableError:  # as db_loader does
-            await asyncio.sleep(0.05)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await positions(writer)
+            except DatabaseUnavailableError:  # as db_loader does
+                await asyncio.sleep(0.05)
 
 
 async def count(url: str, table: str = "quotes") -> int:
@@ -80,8 +81,9 @@ async def count(url: str, table: str = "quotes") -> int:
 
 
 async def until_one_waits(url: str) -> int:
-    while not (waiting := await fetch(url, WAITS_FOR_A_LOCK)):
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while not (waiting := await fetch(url, WAITS_FOR_A_LOCK)):
+            await asyncio.sleep(0.01)
     return int(waiting[0]["pid"])
 
 

@@ -20,6 +20,7 @@ from ratestream.storage.errors import DatabaseAccessError, DatabaseUnavailableEr
 from ratestream.storage.reader import Reader
 from ratestream.storage.roles import Roles
 from ratestream.storage.writer import Writer
+from ratestream.streaming import Move, TopicPartition
 from tests.support.postgres import as_user, execute, fetch, new_database
 
 NOW = datetime.now(UTC)
@@ -125,6 +126,8 @@ FOR_THE_OWNER_ONLY = (
     "DELETE FROM alembic_version",
     "DELETE FROM series",
     "DELETE FROM origin_cluster",
+    "UPDATE consumer_offsets SET topic_id = 'other'",
+    "DELETE FROM consumer_offsets",
     "SELECT FROM quotes FOR UPDATE",
 )
 
@@ -154,9 +157,15 @@ def test_the_loader_can_write_and_nothing_else(deployment: Deployment) -> None:
             await writer.claim_cluster("one")
             await writer.claim_cluster("one")
             old = NOW - timedelta(days=2)
-            for _ in range(2):
-                await writer.write_quotes([quote(1), quote(2, old)], [])
-                await writer.write_averages([average(1), average(2, old)], [])
+            quotes, averages = TopicPartition("quotes", 0), TopicPartition("averages", 0)
+            ids = {"quotes": "one/quotes", "averages": "one/averages"}
+            assert await writer.positions([quotes, averages], ids) == {}
+            for start, end in ((None, 2), (2, 4)):
+                moves = [Move(quotes, start, end)]
+                await writer.write_quotes([quote(1), quote(2, old)], moves)
+                moves = [Move(averages, start, end)]
+                await writer.write_averages([average(1), average(2, old)], moves)
+            assert await writer.positions([quotes, averages], ids) == {quotes: 4, averages: 4}
             assert await writer.delete_older_than(1) == 2
         await refused(
             deployment.as_loader,
@@ -185,6 +194,8 @@ def test_the_gateway_can_read_and_nothing_else(deployment: Deployment) -> None:
             deployment.as_gateway,
             *FOR_THE_OWNER_ONLY,
             "SELECT * FROM origin_cluster",
+            "SELECT * FROM consumer_offsets",
+            "UPDATE consumer_offsets SET next_offset = 0",
             "DELETE FROM quotes",
             "INSERT INTO series (pair, source) VALUES ('EURRUB', 'demo')",
         )

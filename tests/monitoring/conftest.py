@@ -15,6 +15,7 @@ import pytest
 from ratestream.settings import SERVICES
 from ratestream.storage.embedded import EmbeddedPostgres
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig
+from ratestream.streaming.types import ProcessingGuarantee
 from tests.support.deployment import Deployment, free_network
 from tests.support.kafka_servers import KafkaCluster, TansuBroker, start_kafka, start_tansu
 from tests.support.monitoring import Prometheus, need_prometheus, start_accelerated
@@ -52,7 +53,7 @@ def bootstrap(kafka: KafkaCluster | None) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def deployment(folder: Path, kafka: KafkaCluster | None, bootstrap: str) -> Iterator[Deployment]:
     """One instance of each service and three of data_aggregator, ready, each with a loopback
-    address of its own."""
+    address of its own. Tansu hides no aborted transactions, so nothing is exactly once on it."""
     need_prometheus()
     if sys.platform != "linux":
         pytest.skip("only Linux listens on every loopback address without being told to")
@@ -64,7 +65,8 @@ def deployment(folder: Path, kafka: KafkaCluster | None, bootstrap: str) -> Iter
         closing(broker_class(KafkaConfig(bootstrap))) as broker,
         EmbeddedPostgres(folder / "pg") as postgres,
     ):
-        deployment = Deployment(bootstrap, broker, postgres, folder)
+        guarantee: ProcessingGuarantee = "exactly_once" if kafka else "at_least_once"
+        deployment = Deployment(bootstrap, broker, postgres, folder, guarantee)
         for number, service in enumerate(SERVICES, 1):
             for instance in range(AGGREGATORS if service == "data_aggregator" else 1):
                 deployment.add(service, f"{network}.{number + 10 * instance}")

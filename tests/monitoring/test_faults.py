@@ -17,6 +17,7 @@ import asyncpg
 import httpx
 import pytest
 import trustme
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from ratestream.streaming.types import OutgoingRecord, ProducerConfig
 from tests.support.deployment import Deployment
@@ -158,6 +159,43 @@ def test_kafka_that_goes_away(
             reason(deployment, service, "broker")
     finally:
         kafka.start_again()
+
+
+@contextmanager
+def too_few_replicas(kafka: KafkaCluster, topic: str) -> Iterator[None]:
+    """It wants two replicas in sync, of one."""
+
+    def set_minimum(number: int) -> None:
+        entry = ConfigEntry(
+            "min.insync.replicas",
+            str(number),
+            incremental_operation=AlterConfigOpType.SET,
+        )
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+        with AdminClient({"bootstrap.servers": kafka.bootstrap}) as admin:
+            for future in admin.incremental_alter_configs([resource]).values():
+                future.result()
+
+    set_minimum(2)
+    try:
+        yield
+    finally:
+        set_minimum(1)
+
+
+def test_output_that_cannot_be_committed(
+    deployment: Deployment, kafka: KafkaCluster, watch: Prometheus
+) -> None:
+    setting = "RATESTREAM_RUNTIME__DELIVERY_TIMEOUT"
+    processor = deployment["data_processor"]
+    restart(processor, **{setting: "1"})
+    try:
+        with too_few_replicas(kafka, "processed-data"):
+            watch.wait_firing("SetbacksRepeating", service="data_processor")
+            watch.wait_firing("NoCommittedProgress", service="data_processor")
+    finally:
+        del processor.environment[setting]
+        restart(processor)
 
 
 def test_postgres_that_goes_away(deployment: Deployment, watch: Prometheus) -> None:

@@ -24,7 +24,7 @@ from tests.support.monitoring import (
 
 METRICS_PAGE = CONFIGURATION.parents[1] / "docs" / "metrics.md"
 ONLY_WITH_TLS = {"ratestream_certificate_expiry_timestamp_seconds"}
-
+ONLY_EXACTLY_ONCE = {"ratestream_transactions_total"}
 
 INSTANCES = len(SERVICES) - 1 + AGGREGATORS
 
@@ -87,8 +87,10 @@ def test_every_metric_is_there_or_said_to_come_later(
         there = {each.labels["__name__"] for each in watch.query('{job="ratestream"}')}
         return {name for name in documented if not {name, f"{name}_count"} & there}
 
-    wait_until(lambda: missing() <= ONLY_WITH_TLS, lambda: str(missing()))
-    assert documented >= ONLY_WITH_TLS
+    is_exact = deployment.guarantee == "exactly_once"
+    not_here = ONLY_WITH_TLS | (set() if is_exact else ONLY_EXACTLY_ONCE)
+    wait_until(lambda: missing() <= not_here, lambda: str(missing()))
+    assert documented >= ONLY_WITH_TLS | ONLY_EXACTLY_ONCE
 
 
 def test_nothing_fires_while_all_is_well(deployment: Deployment, watch: Prometheus) -> None:

@@ -14,7 +14,13 @@ import msgspec
 
 from ratestream.events import Snapshot
 from ratestream.storage.embedded import EmbeddedPostgres
-from ratestream.streaming.types import Broker, ConsumerConfig, Record, TopicPartition
+from ratestream.streaming.types import (
+    Broker,
+    ConsumerConfig,
+    ProcessingGuarantee,
+    Record,
+    TopicPartition,
+)
 from tests.support.monitoring import wait_until
 from tests.support.postgres import fetch
 from tests.support.processes import ServiceProcess
@@ -41,12 +47,14 @@ def free_network() -> str:
 
 @dataclass
 class Deployment:
-    """What runs. `instances` of a service may be several."""
+    """What runs. `instances` of a service may be several; `guarantee` is what this broker can
+    keep."""
 
     bootstrap: str
     broker: Broker
     postgres: EmbeddedPostgres
     folder: Path
+    guarantee: ProcessingGuarantee = "exactly_once"
     instances: dict[str, list[ServiceProcess]] = field(default_factory=dict)
 
     def __getitem__(self, service: str) -> ServiceProcess:
@@ -144,6 +152,8 @@ class Deployment:
             "RATESTREAM_POSTGRES__URL": self.postgres.url,
             "RATESTREAM_RUNTIME__RETRY_BACKOFF_MAX": "1",
             "RATESTREAM_RUNTIME__BATCH_MAX_RECORDS": "100",
+            "RATESTREAM_DATA_PROCESSOR__PROCESSING_GUARANTEE": self.guarantee,
+            "RATESTREAM_DATA_AGGREGATOR__PROCESSING_GUARANTEE": self.guarantee,
             "RATESTREAM_DEMO_SERVER__MODE": "walk",
             "RATESTREAM_DEMO_SERVER__TICK_SECONDS": str(POLL_SECONDS),
             **({"RATESTREAM_DATA_REQUESTER__SOURCES": json.dumps([source])} if demo else {}),

@@ -66,7 +66,8 @@ class SecureKafka:
         return replace(config, **changes)
 
     def allow(self, user: str, kind: str, name: str, *operations: str) -> None:
-        """`kind` is "topic" or "group"; operations are named as `kafka-acls` names them."""
+        """`kind` is "topic", "group", or "transactional_id", of which `name` is the prefix;
+        operations are named as `kafka-acls` names them."""
         bindings = [acl(user, kind, name, operation) for operation in operations]
         with self._admin() as admin:
             for future in admin.create_acls(bindings).values():
@@ -99,10 +100,11 @@ class SecureKafka:
 
 
 def acl(user: str, kind: str, name: str, operation: str) -> AclBinding:
+    is_prefix = kind == "transactional_id"
     return AclBinding(
         ResourceType[kind.upper()],
         name,
-        ResourcePatternType.LITERAL,
+        ResourcePatternType.PREFIXED if is_prefix else ResourcePatternType.LITERAL,
         f"User:{user}",
         "*",
         AclOperation[operation],

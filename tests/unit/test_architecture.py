@@ -53,6 +53,7 @@ STREAMING_LAYERS = tuple(
             "committer",
             "retries",
             "progress",
+            "partitions",
             "pipeline",
         ),
         *("web", "worker", "testing"),

@@ -239,7 +239,7 @@ MEANWHILE = st.lists(st.sampled_from(["work", "commit", "replace", "time"]), max
 
 
 class ExactlyOnceInstances(RuleBasedStateMachine):
-    """Two processes in one slot, that is with one transactional id, are an instance and its zombie."""
+    """Two processes in one slot, which have one transactional id, are an instance and its zombie."""
 
     @initialize(inputs=st.lists(KEYS, min_size=PARTITIONS, max_size=PARTITIONS))
     def open(self, inputs: list[list[bytes]]) -> None:

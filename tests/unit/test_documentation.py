@@ -241,3 +241,18 @@ def test_settings_are_found_at_every_depth() -> None:
 def test_commands_are_told_from_their_output() -> None:
     text = "```console\n$ make run  # starts\nrunning\n```\n```sh\n# first\nmake test\n```\n"
     assert commands_shown(text) == ["make run", "make test"]
+
+
+def test_the_tests_that_pages_name_exist() -> None:
+    named = {
+        match
+        for page in PAGES
+        for match in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text())
+    }
+    assert named
+    missing = [
+        f"{file}::{test}"
+        for file, test in sorted(named)
+        if not (ROOT / file).is_file() or f"def {test}" not in (ROOT / file).read_text()
+    ]
+    assert missing == []

@@ -29,7 +29,8 @@ from ratestream.streaming.local.consumer import LocalConsumer
 from tests.support.brokers import send
 
 CHANGELOG = "data-aggregator-windows-changelog"
-TOPICS = ["aggregated-data", CHANGELOG, "dead-letter", "processed-data", "src-data"]
+PROBE = "transaction-probe"
+TOPICS = ["aggregated-data", CHANGELOG, "dead-letter", "processed-data", "src-data", PROBE]
 
 
 @pytest.fixture
@@ -115,6 +116,15 @@ def test_fewer_replicas_than_wanted_are_told(broker: LocalBroker) -> None:
     found = check(deployment(broker, replication_factor=3))
     assert found["src-data"].severity is Severity.WARNING
     assert "is on 1 broker, topics.replication_factor is 3" in found["src-data"].text
+
+
+def test_the_topic_to_try_transactions_on_may_be_of_any_shape(broker: LocalBroker) -> None:
+    here = deployment(broker)
+    make(broker, here, PROBE, partitions=3, retention_ms=-1, max_message_bytes=1000)
+    create(here)
+    assert check(here)[PROBE].severity is Severity.OK
+    fewer = check(deployment(broker, replication_factor=3))
+    assert fewer[PROBE].severity is Severity.WARNING
 
 
 def test_larger_records_than_needed_are_fine(broker: LocalBroker) -> None:
@@ -224,7 +234,7 @@ class MovingBroker(LocalBroker):
         self._errors = list(errors)
 
     def consumer(self, config: ConsumerConfig) -> LocalConsumer:
-        consumer = MovingConsumer(self._storage, self._group(config.group), config)
+        consumer = MovingConsumer(self._storage, self._group(config.group), config, self._clock)
         consumer.errors = self._errors
         return consumer
 

@@ -20,12 +20,15 @@ from ratestream.streaming import (
     Stream,
     TopicPartition,
     TransactionAbortedError,
+    Worker,
     WorkerConfig,
+    WorkerState,
 )
 from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.local.producer import LocalTransactionalProducer
 from ratestream.streaming.testing import AppTester
 from ratestream.streaming.types import Consumer
+from tests.support.brokers import send
 
 Trouble = Callable[[str], Exception | None]
 
@@ -306,6 +309,28 @@ def test_what_is_sent_for_one_record_is_bounded(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_restore_may_take_longer_than_a_transaction(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        broker = LocalBroker(None)
+        async with AppTester(counting_app(), broker, config(tmp_path / "one")) as tester:
+            changelog = "counting-seen-changelog"
+            filling = [OutgoingRecord(changelog, b"f%d" % n, b"1", n % 2) for n in range(60_000)]
+            tester.write(filling)
+            tester.write(numbers(*range(10)))
+            await tester.settle()
+        app = counting_app()
+        settings = config(tmp_path / "two", transaction_timeout=0.05)
+        async with AppTester(app, broker, settings) as tester:
+            tester.write(numbers(*range(10, 20)))
+            await tester.settle()
+            assert (sample(app, "ratestream_restored_records_total", table="seen") or 0) > 60_000
+            assert sample(app, "ratestream_setbacks_total") == 0
+            assert sorted(tester.received("out")) == expected(*range(20))
+        broker.close()
+
+    asyncio.run(scenario())
+
+
 def test_who_does_not_get_on_is_not_ready_and_then_ends(tmp_path: Path) -> None:
     app = App("stuck")
     topic = app.topic("in", value_type=int, partitions=1)
@@ -343,9 +368,62 @@ def test_who_says_what_it_waits_for_does_not_end(tmp_path: Path) -> None:
         async with AppTester(app, LocalBroker(None), settings) as tester:
             tester.write(numbers(1))
             await asyncio.sleep(4)
-            assert tester.worker.readiness() == ["store: it is away"]
+            assert "store: it is away" in tester.worker.readiness()
+            assert tester.worker.state is WorkerState.RUNNING
             there.set()
             await tester.settle()
+
+    asyncio.run(scenario())
+
+
+def test_who_reads_nothing_has_nothing_to_get_on_with(tmp_path: Path) -> None:
+    app = App("pages")
+
+    async def scenario() -> None:
+        worker = Worker(app, LocalBroker(None), config(tmp_path, progress_timeout=0.2))
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(1.5)
+        assert worker.readiness() == []
+        assert sample(app, "ratestream_progress_age_seconds") == 0.0
+        worker.stop()
+        await running
+
+    asyncio.run(scenario())
+
+
+class LateBroker(LocalBroker):
+    """Does not answer before `is_there`."""
+
+    is_there = False
+
+    def cluster_id(self) -> str:
+        if not self.is_there:
+            raise BrokerError("no answer")
+        return super().cluster_id()
+
+
+def test_who_waited_long_for_its_broker_has_time_to_get_on(tmp_path: Path) -> None:
+    app = App("late")
+    topic = app.topic("in", value_type=int, partitions=1)
+
+    @app.agent(topic)
+    async def wait(stream: Stream[int]) -> None:
+        async for _ in stream:
+            await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        broker = LateBroker(None)
+        broker.create_topics([topic.spec])
+        send(broker, *numbers(1))
+        worker = Worker(app, broker, config(tmp_path, progress_timeout=6.0))
+        running = asyncio.create_task(worker.run())
+        await asyncio.sleep(6.5)
+        assert sample(app, "ratestream_progress_age_seconds") == 0.0
+        broker.is_there = True
+        await asyncio.sleep(2.5)
+        assert not running.done()
+        worker.stop()
+        await running
 
     asyncio.run(scenario())
 

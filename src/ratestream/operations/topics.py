@@ -11,6 +11,7 @@ import msgspec
 from ratestream.operations.deployment import Deployment, Plan
 from ratestream.operations.findings import Finding, Severity, counted
 from ratestream.streaming import TopicSpec
+from ratestream.streaming.app import TRANSACTION_PROBE
 from ratestream.streaming.types import TopicConfig, TopicDescription
 
 _HOUR_MS = 3600 * 1000
@@ -77,10 +78,10 @@ def _of_topic(
         return
     source = found.get(plan.sources.get(name, ""))
     spec = plan.topics[name] if source is None else _wanted(plan, name, found)
-    differences = [
-        *_of_layout(subject, topic, spec, source),
-        *_of_config(subject, config, spec),
-    ]
+    differences = list(_of_copies(subject, topic, spec))
+    if name != TRANSACTION_PROBE.name:  # of which nothing is kept: it only has to be there
+        differences += _of_layout(subject, topic, spec, source)
+        differences += _of_config(subject, config, spec)
     yield from differences or [Finding(subject, Severity.OK, _words(topic, config))]
 
 
@@ -104,6 +105,9 @@ def _of_layout(
             "set topics.partitions to what there is: keys stay where they are only while it does "
             "not change",
         )
+
+
+def _of_copies(subject: str, topic: TopicDescription, spec: TopicSpec) -> Iterator[Finding]:
     if topic.replication_factor < spec.replication_factor:
         yield Finding(
             subject,

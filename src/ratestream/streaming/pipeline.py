@@ -14,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 import structlog
@@ -29,17 +27,14 @@ from ratestream.streaming.errors import (
     BrokerError,
     DecodeError,
     SetbackError,
-    StateError,
     StreamingError,
     TransactionAbortedError,
 )
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import AcknowledgedOutbox, BufferedOutbox
+from ratestream.streaming.partitions import Identity, Instance, Partitions
 from ratestream.streaming.progress import Progress
-from ratestream.streaming.restoring import Restorer
 from ratestream.streaming.retries import Retries
-from ratestream.streaming.sinks import OffsetKeeper
-from ratestream.streaming.standby import Standby
 from ratestream.streaming.streams import (
     Agent,
     Event,
@@ -47,7 +42,6 @@ from ratestream.streaming.streams import (
     RunningAgent,
     wait_until_idle,
 )
-from ratestream.streaming.tables import AnyTable
 from ratestream.streaming.threads import BrokerThread
 from ratestream.streaming.topics import AnyTopic
 from ratestream.streaming.types import (
@@ -67,34 +61,12 @@ _GAUGES_SECONDS = 2.0
 _BUSY_SECONDS = 10.0
 _LOOP_SECONDS = 2.0
 _CLOSE_SECONDS = 60.0
-_STANDBY_BATCH_RECORDS = 1_000
 _FIRST_SETBACK_SECONDS = 0.05
 
 # A position that only control records have moved need not be committed at once.
 _IDLE_COMMIT_INTERVALS = 10
 
 log = structlog.get_logger("ratestream.pipeline")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The cluster and the topics that a worker found when it connected."""
-
-    cluster_id: str
-    topic_ids: Mapping[str, str]
-    partitions: Mapping[str, int]
-
-    def of(self, topic: str) -> str:
-        """Names a topic for ever: made again, it is another."""
-        return f"{self.cluster_id}/{self.topic_ids[topic]}"
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """What is one instance's own: a name that it keeps over restarts, and a folder for tables."""
-
-    id: str
-    folder: Path
 
 
 class Pipeline:
@@ -130,10 +102,6 @@ class Pipeline:
         self._positions: dict[TopicPartition, int] = {}
         self._committed: dict[TopicPartition, int] = {}
         """Up to where each partition is committed, or where it was first read: the way back."""
-        self._assigned: set[TopicPartition] = set()
-        self._to_open: list[TopicPartition] = []
-        self._to_place: set[TopicPartition] = set()
-        self._to_resume: set[TopicPartition] = set()
         self._passed: dict[TopicPartition, int] = {}
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
         self._last_commit = self._last_gauges = self._last_passed = time.monotonic()
@@ -141,6 +109,7 @@ class Pipeline:
         self._setbacks = 0
         self._broken: StreamingError | None = None
         """What went wrong inside a rebalance, where it cannot be raised."""
+        self._is_connected = False
         self._closing = False
         self.busy_since: float | None = None
         self.has_progressed = False
@@ -164,8 +133,10 @@ class Pipeline:
 
     async def _turn(self) -> None:
         records = await self._thread.call(self._poll)
+        for record in records:  # whatever becomes of them now, this is where to read them again
+            self._committed.setdefault(record.topic_partition, record.offset)
         self._raise_broken()
-        if self._to_place:
+        if self._partitions.unplaced:
             await self._place_sinks()
         if records:
             await self._process(records)
@@ -194,8 +165,16 @@ class Pipeline:
         )
         # Whatever died with this name is fenced before the group gives this instance anything.
         self._committer = self._new_committer(producer)
-        self._restorer = Restorer(self._broker, app.id, self._metrics)
-        self._standby = Standby(self._broker, app.id, self._metrics) if config.standby else None
+        self._partitions = Partitions(
+            app,
+            self._broker,
+            config,
+            self._metrics,
+            self._identity,
+            self._instance,
+            self._consumer,
+        )
+        self._is_connected = True
         self._consumer.subscribe(app.input_topics(), self)
 
     @property
@@ -217,34 +196,26 @@ class Pipeline:
 
     def _poll(self) -> list[Record]:
         self._update_gauges()
-        if self._restorer.active:
+        if self._partitions.are_restoring:
             timeout = 0.0
+            self._progress.made()
         elif self._records_since_commit:
             timeout = _LINGER_SECONDS
         else:
             timeout = _POLL_SECONDS
         records = self._consumer.poll(self._config.batch_max_records, timeout)
         if not self._broken:
-            self._open_and_restore()
-        if self._standby:
-            self._standby.step(_STANDBY_BATCH_RECORDS)
-        self._passed = {} if records else self._passed_by_consumer()
+            self._partitions.advance()
+        self._passed = {} if records else self._passed_by_now()
         return records
 
-    def _passed_by_consumer(self) -> dict[TopicPartition, int]:
-        """Positions behind the last record: a transaction's end takes an offset, too."""
+    def _passed_by_now(self) -> dict[TopicPartition, int]:
+        """Positions that only control records have moved, now and then."""
         interval = _IDLE_COMMIT_INTERVALS * self._config.commit_interval
         if time.monotonic() - self._last_passed < interval:
             return {}
         self._last_passed = time.monotonic()
-        found = {each: self._consumer.position(each) for each in self._assigned}
-        return {
-            partition: position
-            for partition, position in found.items()
-            if position is not None
-            and partition not in self._to_resume
-            and position > self._positions.get(partition, -1)
-        }
+        return self._partitions.passed(self._positions)
 
     async def _process(self, records: Sequence[Record]) -> None:
         self._metrics.batch_size.observe(len(records))
@@ -276,7 +247,6 @@ class Pipeline:
             except DecodeError as error:
                 await self._reject(record, str(error))
             self._positions[record.topic_partition] = record.offset + 1
-            self._committed.setdefault(record.topic_partition, record.offset)
         for name, decoded in events.items():
             self._metrics.records_in.labels(name).inc(len(decoded))
         return events
@@ -302,7 +272,7 @@ class Pipeline:
                 self._raise_broken()
             await idle
             if kept_alive:
-                await self._thread.call(self._resume_after_keep_alive)
+                await self._thread.call(self._partitions.resume)
         finally:
             self.busy_since = None
             idle.cancel()
@@ -312,16 +282,14 @@ class Pipeline:
         self._consumer.poll(1, 0.0)
         self._update_gauges()
 
-    def _resume_after_keep_alive(self) -> None:
-        self._consumer.resume([each for each in self._assigned if self._is_active(each)])
-
     async def _process_rest(self) -> None:
         """The last commit of a clean stop; what agents do not finish in time is dropped."""
         work = await self._drain()
         if isinstance(self._broken, AgentError):
             raise self._broken
         if work:
-            await self._thread.call(self._write, work)
+            with suppress(SetbackError):
+                await self._thread.call(self._write, work)
 
     # commit
 
@@ -357,7 +325,7 @@ class Pipeline:
 
     def _write(self, work: Uncommitted) -> None:
         self._raise_broken()
-        if not work.positions.keys() <= self._assigned:
+        if not work.positions.keys() <= self._partitions.owned:
             raise SetbackError("partitions went away before what was read of them was committed")
         with self._metrics.commit_seconds.time():
             done = self._committer.commit(work)
@@ -388,13 +356,13 @@ class Pipeline:
         self._positions = dict(self._committed)
         self._records_since_commit = 0
         self._broken = None
-        await self._thread.call(self._seek_back)
+        await self._thread.call(self._partitions.go_back, self._committed)
         until = time.monotonic() + delay
         while (remaining := until - time.monotonic()) > 0:
             await asyncio.sleep(min(remaining, _KEEP_ALIVE_SECONDS))
             await self._thread.call(self._keep_alive)
         self._start_agents()
-        await self._thread.call(self._resume_after_keep_alive)
+        await self._thread.call(self._partitions.resume)
 
     def _delay_after(self, error: StreamingError) -> float:
         """Seconds; longer after each setback without a commit in between, with jitter."""
@@ -407,23 +375,12 @@ class Pipeline:
         self._setbacks += 1
         return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
-    def _seek_back(self) -> None:
-        self._consumer.pause(list(self._consumer.assignment()))
-        for partition in self._assigned:
-            if self._sink_of(partition):
-                self._to_place.add(partition)
-                self._to_resume.add(partition)
-            elif partition in self._committed:
-                self._consumer.seek(partition, self._committed[partition])
-
-    # assign, restore, revoke: on the broker thread, inside its poll
+    # assign, revoke: on the broker thread, inside its poll
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         self._metrics.rebalances.labels("assigned").inc()
-        self._assigned.update(partitions)
+        self._partitions.add(partitions)
         self.has_progressed |= not self._app.agents
-        self._to_open.extend(partitions)
-        self._metrics.partitions.set(len(self._assigned))
         return {}
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -446,20 +403,8 @@ class Pipeline:
         self._broken = SetbackError(f"{len(partitions)} partitions were lost to other instances")
 
     def _release(self, partitions: Sequence[TopicPartition]) -> None:
-        """Close what belongs to partitions given away, before the new owner may open it."""
-        gone = set(partitions)
-        self._assigned -= gone
-        self._to_resume -= gone
-        self._to_place -= gone
-        self._to_open = [each for each in self._to_open if each not in gone]
-        self._on_loop(self._forget(gone))
-        self._restorer.drop(gone)
-        for partition in gone:
-            for table in self._tables_of(partition):
-                table.close(partition.partition)
-            self._forget_lag(partition)
-        self._follow_the_others()
-        self._metrics.partitions.set(len(self._assigned))
+        self._on_loop(self._forget(set(partitions)))
+        self._partitions.remove(partitions)
 
     def _on_loop(self, step: Coroutine[Any, Any, T]) -> T:
         """The broker thread waits for the loop; each step has a bound of its own."""
@@ -497,78 +442,21 @@ class Pipeline:
             self._broken = error
         return None
 
-    def _open_and_restore(self) -> None:
-        """Open what has been assigned, go on restoring, resume what is complete."""
-        opening, self._to_open = self._to_open, []
-        for partition in opening:
-            for table in self._tables_of(partition):
-                self._open(table, partition.partition)
-            if self._is_wanted(partition):
-                self._to_resume.add(partition)
-            if self._sink_of(partition):
-                self._to_place.add(partition)
-        if opening:
-            self._follow_the_others()
-        if self._restorer.active:
-            self._restorer.step(_LINGER_SECONDS)
-            self._progress.made()
-        ready = [each for each in self._to_resume if self._is_active(each)]
-        if ready:
-            self._consumer.resume(ready)
-            self._to_resume.difference_update(ready)
-
-    def _open(self, table: AnyTable, partition: int) -> None:
-        if self._standby:
-            self._standby.release(table, partition)
-        table.cache_entries = self._config.table_cache_entries
-        changelog_id = self._identity.of(table.changelog.name)
-        store = table.open(partition, self._instance.folder, changelog_id)
-        self._restorer.add(table, partition, store)
-
-    def _follow_the_others(self) -> None:
-        """Keep copies of the partitions that other instances own."""
-        if self._standby is None:
-            return
-        for table in self._app.tables.values():
-            changelog_id = self._identity.of(table.changelog.name)
-            for number in range(self._identity.partitions[table.source.name]):
-                if TopicPartition(table.source.name, number) not in self._assigned:
-                    self._standby.follow(table, number, self._instance.folder, changelog_id)
-
-    def _is_active(self, partition: TopicPartition) -> bool:
-        """Whether records of this partition may be read: an agent wants them, its sink has said
-        from where on, and every table split like it is restored."""
-        return (
-            self._is_wanted(partition)
-            and partition not in self._to_open
-            and partition not in self._to_place
-            and not self._restorer.waits_for(partition)
-        )
-
-    def _is_wanted(self, partition: TopicPartition) -> bool:
-        """Whether an agent reads it; a leader topic may only be there to elect."""
-        return any(agent.topic.name == partition.topic for agent in self._app.agents)
-
-    def _tables_of(self, partition: TopicPartition) -> list[AnyTable]:
-        return [t for t in self._app.tables.values() if t.source.name == partition.topic]
-
     # sinks that keep the offsets
-
-    def _sink_of(self, partition: TopicPartition) -> OffsetKeeper | None:
-        for agent in self._app.agents:
-            if agent.topic.name == partition.topic and agent.offsets_in:
-                return agent.offsets_in
-        return None
 
     async def _place_sinks(self) -> None:
         """Ask the sinks where they stand, and go there when they have answered. One may be away
         for long: its partitions wait, paused; the group and the others do not."""
         if self._placing is None:
-            self._placing = asyncio.create_task(self._sink_positions(sorted(self._to_place)))
+            self._placing = asyncio.create_task(
+                self._sink_positions(sorted(self._partitions.unplaced))
+            )
         if not self._placing.done():
             return
         positions, self._placing = self._placing.result(), None
-        await self._thread.call(self._place, positions)
+        self._positions |= await self._thread.call(
+            self._partitions.place, positions, self._committed
+        )
         for running in self._agents:
             topic = running.agent.topic.name
             running.stream.place({p: at for p, at in positions.items() if p.topic == topic})
@@ -584,34 +472,13 @@ class Pipeline:
                 found |= await agent.offsets_in.positions(of_agent, ids)
         return found
 
-    def _place(self, positions: Mapping[TopicPartition, int | None]) -> None:
-        """A sink that has never been written goes on from what the group has committed."""
-        for partition in self._to_place & positions.keys():
-            position = positions[partition]
-            if position is None:
-                position = self._committed.get(partition)
-            elif position > (end := self._consumer.log_end(partition)):
-                raise StateError(
-                    f"the sink stands at offset {position} of {partition.topic}"
-                    f"[{partition.partition}], which ends at {end}: it has read what this topic "
-                    "has lost; see that both are of the same age"
-                )
-            if position is not None:
-                self._consumer.seek(partition, position)
-                self._positions[partition] = position
-            self._to_place.discard(partition)
-
     # what others ask
 
     def owns(self, topic: str, partition: int) -> bool:
-        return TopicPartition(topic, partition) in self._assigned
+        return self._is_connected and TopicPartition(topic, partition) in self._partitions.owned
 
     def readiness(self) -> list[str]:
-        reasons = []
-        if self._to_place:
-            reasons.append("waiting for a sink to say where it stands")
-        elif self._to_open or self._to_resume:
-            reasons.append(self._restorer.progress() or "restoring tables")
+        reasons = self._partitions.readiness() if self._is_connected else ["connecting"]
         busy = time.monotonic() - self.busy_since if self.busy_since is not None else 0.0
         if busy > _BUSY_SECONDS:
             at = ", ".join(each.stream.at for each in self._agents if not each.stream.is_idle)
@@ -621,34 +488,12 @@ class Pipeline:
     def _update_gauges(self) -> None:
         if time.monotonic() - self._last_gauges < _GAUGES_SECONDS:
             return
-        for table in self._app.tables.values():
-            table.refresh()
-            self._metrics.table_bytes.labels(table.name).set(table.estimated_bytes())
-            self._metrics.table_entries.labels(table.name).set(table.estimated_entries())
         try:
-            if self._standby:
-                self._metrics.standby_lag.set(self._standby.lag())
-            lag = sum([self._update_lag(each) for each in self._assigned])
-            if not lag and self.busy_since is None and not self._to_resume:
+            if self._partitions.update_gauges(self._positions) == 0 and self.busy_since is None:
                 self._progress.made()
         except BrokerError as error:
             log.debug("lag_unknown", error=str(error))
         self._last_gauges = time.monotonic()
-
-    def _update_lag(self, partition: TopicPartition) -> int:
-        if not self._is_wanted(partition):
-            return 0
-        low, high = self._consumer.watermarks(partition, 1.0)
-        passed = self._consumer.position(partition) or low
-        lag = max(0, high - max(passed, self._positions.get(partition, low)))
-        self._metrics.lag.labels(partition.topic, str(partition.partition)).set(lag)
-        return lag
-
-    def _forget_lag(self, partition: TopicPartition) -> None:
-        try:
-            self._metrics.lag.remove(partition.topic, str(partition.partition))
-        except KeyError:
-            return
 
     # close
 
@@ -673,12 +518,7 @@ class Pipeline:
 
     def _disconnect(self) -> None:
         with ExitStack() as closing:  # all of them, whichever fails; the consumer first
-            closing.callback(self._metrics.lag.clear)
-            closing.callback(self._metrics.partitions.set, 0)
-            closing.callback(self._assigned.clear)
-            for table in self._app.tables.values():
-                closing.callback(table.close_all)
-            for name in ("_standby", "_restorer", "_committer", "_consumer"):
-                opened = getattr(self, name, None)
+            for name in ("_partitions", "_committer", "_consumer"):
+                opened = getattr(self, name, None)  # connecting may have failed half-way
                 if opened is not None:
                     closing.callback(opened.close)

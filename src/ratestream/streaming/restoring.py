@@ -62,9 +62,10 @@ class Follower:
         self.copies: dict[TopicPartition, Copy] = {}
 
     def add(self, table: AnyTable, partition: int, store: Store) -> Copy:
-        """Follow from where the store stands; one that cannot be trusted, or that the changelog
-        can no longer complete, is rebuilt. Raises `StateError` when the store is ahead of the
-        changelog: it then belongs to another history. Raises `BrokerError`, `StoreError`."""
+        """Follow from where the store stands; one that cannot be trusted is rebuilt, as is later
+        one that the changelog can no longer complete. Raises `StateError` when the store is ahead
+        of the changelog: it then belongs to another history. Raises `BrokerError`, `StoreError`.
+        """
         changelog = TopicPartition(table.changelog.name, partition)
         low, end = self._consumer.watermarks(changelog).low, self._consumer.log_end(changelog)
         start = store.checkpoint
@@ -77,8 +78,6 @@ class Follower:
         copy = Copy(table, store, low if start is None else start, end)
         if store.wiped is not None:
             self._tell_rebuilt(changelog, copy, store.wiped)
-        elif start is not None and start < low:
-            self._rebuild(changelog, copy, low, "the changelog begins later")
         elif start is not None and start < end and store.is_stale():
             self._rebuild(changelog, copy, low, "too old to know all deletions")
         self.copies[changelog] = copy

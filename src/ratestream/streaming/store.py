@@ -277,7 +277,7 @@ class Store:
             self._db.close()
         except DbClosedError:
             return
-        except Exception as error:  # rocksdict raises nothing more precise
+        except Exception as error:  # noqa: BLE001 - rocksdict raises nothing more precise
             log.warning("store_closed_uncleanly", path=str(self.path), error=str(error))
 
 

@@ -25,7 +25,8 @@ from ratestream.streaming.errors import (
 )
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import AcknowledgedOutbox
-from ratestream.streaming.pipeline import Identity, Instance, Pipeline
+from ratestream.streaming.partitions import Identity, Instance
+from ratestream.streaming.pipeline import Pipeline
 from ratestream.streaming.progress import Progress
 from ratestream.streaming.statefolder import StateFolder
 from ratestream.streaming.threads import BrokerThread
@@ -94,7 +95,9 @@ class Worker:
         metrics.expect(inputs, outputs, app.tables)
         metrics.broker_up.set_function(self._has_broker)
         metrics.ready.set_function(lambda: not self.readiness())
-        metrics.progress_age.set_function(lambda: self._progress.age)
+        metrics.progress_age.set_function(
+            lambda: self._progress.age if self._pipeline is not None else 0.0
+        )
         for agent in app.agents:
             metrics.agent_errors.labels(agent.name)
         return metrics
@@ -135,7 +138,7 @@ class Worker:
             reasons.append(self.state.value)
         if self.app.topics and (trouble := self._broker.trouble()):
             reasons.append(f"the broker cannot be reached: {trouble}")
-        if self._progress.is_doubtful:
+        if self._pipeline is not None and self._progress.is_doubtful:
             reasons.append(f"nothing committed for {self._progress.age:.0f} s, against a lag")
         if self._outbox is not None and self._outbox.trouble:
             reasons.append(f"records cannot be sent: {self._outbox.trouble}")
@@ -202,6 +205,7 @@ class Worker:
             return
         async with self.app.resources():
             self._transition_to(WorkerState.RUNNING)
+            self._progress.made()  # until now there was nothing to get on with
             log.info("running", service=self.app.id, address=self.address)
             outbox = AcknowledgedOutbox(self.app.id, self._broker, self._config, self._metrics)
             side_work = self._side_work(outbox)

@@ -194,7 +194,10 @@ class KafkaConsumer:
             )[asked]
             for spec in specs
         )
-        return first.result().offset, last.result().offset
+        ends = first.result().offset, last.result().offset
+        if min(ends) < 0:  # without an error, while the partition gets another leader
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+        return ends
 
     def committed(
         self, partitions: Sequence[TopicPartition], timeout: float = 10.0

@@ -136,8 +136,14 @@ class KafkaTransactionalProducer:
         self._ask("adding offsets to", send, self._config.transaction_timeout)
 
     def _give_up(self, error: StreamingError) -> NoReturn:
-        """Abort, because of `error`. If that cannot be done either, its own error is raised."""
-        self.abort()
+        """Abort, because of `error`. If that cannot be done either, its own error is raised, unless
+        `error` is a refusal: Kafka then knows of no transaction that could be aborted."""
+        try:
+            self.abort()
+        except BrokerError:
+            if isinstance(error, AccessError):
+                raise error from None
+            raise
         if isinstance(error, BrokerError) and not isinstance(error, AccessError):
             raise TransactionAbortedError(f"{error}; the transaction was aborted") from error
         raise error
