@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from ratestream.streaming.app import App
 from ratestream.streaming.errors import StateError
 from ratestream.streaming.metrics import WorkerMetrics
@@ -19,6 +21,8 @@ from ratestream.streaming.types import Broker, Consumer, TopicPartition, WorkerC
 
 _RESTORE_SECONDS = 0.005
 _STANDBY_BATCH_RECORDS = 1_000
+
+log = structlog.get_logger("ratestream.partitions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +190,31 @@ class Partitions:
             position = sinks[partition]
             if position is None:
                 position = committed.get(partition)
-            elif position > (end := self._consumer.log_end(partition)):
-                raise StateError(
-                    f"the sink stands at offset {position} of {partition.topic}"
-                    f"[{partition.partition}], which ends at {end}: it has read what this topic "
-                    "has lost; see that both are of the same age"
-                )
+            else:
+                self._check_is_there(partition, position)
             if position is not None:
                 self._consumer.seek(partition, position)
                 placed[partition] = position
             self.unplaced.discard(partition)
         return placed
+
+    def _check_is_there(self, partition: TopicPartition, position: int) -> None:
+        end = self._consumer.log_end(partition)
+        if position > end:
+            raise StateError(
+                f"the sink stands at offset {position} of {partition.topic}"
+                f"[{partition.partition}], which ends at {end}: it has read what this topic "
+                "has lost; see that both are of the same age"
+            )
+        low = self._consumer.watermarks(partition).low
+        if position < low:  # nobody has them any more: what is left is better than nothing
+            log.error(
+                "records_lost_to_retention",
+                topic=partition.topic,
+                partition=partition.partition,
+                first=position,
+                last=low - 1,
+            )
 
     def passed(self, positions: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """Where the consumer is beyond `positions`: the end of a transaction has an offset, too."""
