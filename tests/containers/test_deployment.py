@@ -23,8 +23,8 @@ WITH_A_VOLUME = {"data_processor": "processor", "data_aggregator": "aggregator"}
 def project(
     tmp_path_factory: pytest.TempPathFactory, kafka_address: str, engine: Engine
 ) -> Iterator[Project]:
-    """Every service healthy, data_processor and data_aggregator three times. Asks for `kafka_address` to run only
-    where Apache Kafka is wanted."""
+    """Every service healthy, data_processor and data_aggregator three times. Asks for
+    `kafka_address` to run only where Apache Kafka is wanted."""
     folder = copy_of_project(tmp_path_factory.mktemp("project"))
     make_secrets(folder)
     project = Project(engine, folder, resolved(folder))

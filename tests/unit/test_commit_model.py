@@ -239,7 +239,7 @@ MEANWHILE = st.lists(st.sampled_from(["work", "commit", "replace", "time"]), max
 
 
 class ExactlyOnceInstances(RuleBasedStateMachine):
-    """Two processes in one slot, which have one transactional id, are an instance and its zombie."""
+    """Two processes in one slot have one transactional id: an instance and its zombie."""
 
     @initialize(inputs=st.lists(KEYS, min_size=PARTITIONS, max_size=PARTITIONS))
     def open(self, inputs: list[list[bytes]]) -> None:
@@ -250,7 +250,6 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
         self.instances: list[Instance] = []
         self.newest: dict[int, Instance] = {}
         self.source = self.broker.transactional_producer(ProducerConfig(), "source")
-        self.source_group = self.broker.consumer(ConsumerConfig(group="source"))
         for partition, keys in enumerate(inputs):
             self.write_inputs(partition, keys)
         self.start_in(0)
@@ -260,7 +259,7 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
         """By transactions, so that their offsets have gaps."""
         self.source.begin()
         self.source.send([OutgoingRecord(INPUT.name, key, b"", partition) for key in keys])
-        self.source.commit({}, self.source_group)
+        self.source.commit({}, self.broker.consumer(ConsumerConfig()))
 
     @precondition(lambda self: len(self.instances) < MAX_INSTANCES)
     @rule(who=WHO, replaces=st.sampled_from([False, False, True]))
@@ -293,6 +292,8 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
         if works:
             self.let_work(instance, 6, 1000, drains=True)
 
+        begun = self.now
+
         def before() -> None:
             for event in meanwhile:
                 self.let_happen(event, instance, other)
@@ -301,6 +302,7 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
 
         def after() -> None:
             assert self.newest[instance.slot] is instance, "a fenced producer has committed"
+            assert self.now - begun <= TRANSACTION_TIMEOUT, "a transaction has outlived its time"
             if death == "after":
                 raise Killed
 
@@ -446,5 +448,5 @@ def partitions(topic: TopicSpec) -> list[TopicPartition]:
 
 TestExactlyOnceInstances = ExactlyOnceInstances.TestCase
 TestExactlyOnceInstances.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
 )

@@ -12,7 +12,14 @@ from threading import Thread
 
 import pytest
 
-from ratestream.streaming.errors import BrokerError, DeliveryError, MessageTooLargeError, StateError
+from ratestream.streaming.errors import (
+    BrokerError,
+    DeliveryError,
+    FencedError,
+    MessageTooLargeError,
+    StateError,
+    TransactionAbortedError,
+)
 from ratestream.streaming.local import LocalBroker, LocalBrokerConfig
 from ratestream.streaming.types import (
     ConsumerConfig,
@@ -157,6 +164,94 @@ def test_a_closed_broker_says_so_to_whoever_waits():
     waiting.join()
     assert [str(failure) for failure in failures] == ["the local broker is closed"]
     assert not broker.is_reachable()
+
+
+COUNT_UNTIL_KILLED = f"""
+import sys
+from pathlib import Path
+from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.types import ConsumerConfig, OutgoingRecord, ProducerConfig
+from ratestream.streaming.types import TopicPartition, TopicSpec
+
+broker = LocalBroker(Path(sys.argv[1]))
+broker.create_topics([TopicSpec({TOPIC!r}, 1), TopicSpec("counts", 2)])
+source = TopicPartition({TOPIC!r}, 0)
+producer = broker.transactional_producer(ProducerConfig(), "counter")
+consumer = broker.consumer(ConsumerConfig(group="counter"))
+start = consumer.committed([source]).get(source, 0)
+while True:
+    producer.begin()
+    end = start + {FLUSH_RECORDS}
+    producer.send([OutgoingRecord("counts", None, b"%d" % n, n % 2) for n in range(start, end)])
+    producer.commit({{source: end}}, consumer)
+    start = end
+    print(start, flush=True)
+"""
+
+
+def test_a_kill_tears_no_transaction_from_its_offsets(path):
+    command = [sys.executable, "-c", COUNT_UNTIL_KILLED, str(path)]
+    source, counts = ONE, [TopicPartition("counts", number) for number in range(2)]
+    acknowledged = 0
+    for lines in (1, 7, 3, 12):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            heard = [process.stdout.readline() for _ in range(lines)]
+            process.kill()
+            acknowledged = int([*heard, *process.stdout.readlines()][-1])
+        with closing(LocalBroker(path)) as broker:
+            reader = broker.consumer(ConsumerConfig(group="counter"))
+            committed = reader.committed([source])[source]
+            reader.assign(dict.fromkeys(counts, 0))
+            records = read(reader, committed)
+            ends = [reader.log_end(partition) for partition in counts]
+            assert reader.poll(1, timeout=0) == []
+        assert acknowledged <= committed <= acknowledged + FLUSH_RECORDS
+        assert sorted(int(record.value or b"") for record in records) == list(range(committed))
+        markers = committed // FLUSH_RECORDS
+        assert ends == [committed // 2 + markers] * 2
+
+
+def test_a_commit_takes_an_offset_of_each_partition_it_wrote():
+    with opened(None, partitions=3) as broker:
+        producer = broker.transactional_producer(ProducerConfig(), "id")
+        consumer = broker.consumer(ConsumerConfig())
+        for _ in range(2):
+            producer.begin()
+            producer.send([*values(TOPIC, 0, "a", "b"), *values(TOPIC, 1, "c")])
+            ends = producer.commit({}, consumer)
+        assert ends == {ONE: 5, TopicPartition(TOPIC, 1): 3}
+        consumer.assign({ONE: 0})
+        assert [record.offset for record in consumer.poll(9, timeout=0)] == [0, 1, 3, 4]
+        assert consumer.position(ONE) == consumer.watermarks(ONE).high == 6
+        assert consumer.log_end(TopicPartition(TOPIC, 2)) == 0
+
+
+@pytest.mark.parametrize("bound", [{"buffer_records": 3}, {"buffer_bytes": 3000}])
+def test_a_transaction_that_does_not_fit_its_buffer_is_refused(bound):
+    with opened(None) as broker:
+        producer = broker.transactional_producer(ProducerConfig(**bound), "counter-1")
+        producer.begin()
+        producer.send(values(TOPIC, 0, "x" * 1000, "x" * 1000, "x" * 1000))
+        config = ProducerConfig(**bound)
+        bounds = f"buffer_records={config.buffer_records} or buffer_bytes={config.buffer_bytes}"
+        with pytest.raises(BrokerError, match=f"counter-1 is larger than {bounds}"):
+            producer.send(values(TOPIC, 0, "x"))
+        with pytest.raises(BrokerError, match="counter-1 is of no more use: it failed"):
+            producer.commit({}, broker.consumer(ConsumerConfig()))
+        assert everything(broker) == []
+
+
+def test_a_closed_consumer_commits_nothing():
+    with opened(None) as broker:
+        producer = broker.transactional_producer(ProducerConfig(), "id")
+        consumer = broker.consumer(ConsumerConfig(group="loader"))
+        consumer.close()
+        producer.begin()
+        with pytest.raises(TransactionAbortedError, match=r"cannot commit quotes\[0\]"):
+            producer.commit({ONE: 1}, consumer)
+        with pytest.raises(FencedError):
+            consumer.commit({ONE: 1})
 
 
 def test_a_failed_write_is_told_twice_and_forgotten():

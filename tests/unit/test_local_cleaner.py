@@ -181,6 +181,36 @@ def test_a_reader_passes_the_end_of_a_log_that_compaction_emptied():
         assert consumer.position(ONE) == watermarks(broker).high == 2
 
 
+def write_transactions(broker: LocalBroker, count: int, age_ms: int = 0) -> None:
+    """Each changes ten keys of thirty."""
+    producer = broker.transactional_producer(ProducerConfig(), "id")
+    for n in range(count):
+        keys = [b"%d" % (number % 30) for number in range(n * 10, n * 10 + 10)]
+        producer.begin()
+        producer.send([OutgoingRecord(TOPIC, key, b"%d" % n, 0, now() - age_ms) for key in keys])
+        producer.commit({}, broker.consumer(ConsumerConfig()))
+
+
+def test_compaction_keeps_the_offsets_of_transactions():
+    with closing(LocalBroker(None, EAGER)) as broker:
+        broker.create_topics([TopicSpec(TOPIC, 1, cleanup_policy="compact")])
+        write_transactions(broker, 40)
+        newest = {record.key: record for record in contents(broker)}
+        clean(broker)
+        assert contents(broker) == sorted(newest.values(), key=lambda record: record.offset)
+        assert watermarks(broker) == (0, 40 * 11)
+
+
+def test_retention_takes_the_ends_of_transactions_along():
+    with closing(LocalBroker(None)) as broker:
+        broker.create_topics([TopicSpec(TOPIC, 1, retention_ms=HOUR_MS)])
+        write_transactions(broker, 2, age_ms=2 * HOUR_MS)
+        write_transactions(broker, 1)
+        clean(broker)
+        assert watermarks(broker) == (22, 33)
+        assert [record.offset for record in contents(broker)] == list(range(22, 32))
+
+
 def test_a_compacted_log_stays_compact_while_it_is_written(tmp_path):
     path = tmp_path / "log.sqlite"
     with closing(LocalBroker(path, replace(EAGER, maintenance_bytes=1_000_000))) as broker:

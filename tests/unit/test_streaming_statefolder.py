@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,8 +227,7 @@ def old_layout(data_dir: Path) -> None:
     """As ratestream 0.1 left it: the stores directly in the app's folder."""
     stores = data_dir / "counter" / "0" / "counts"
     stores.rename(data_dir / "counter" / "counts")
-    (data_dir / "counter" / "0" / "lock").unlink()
-    (data_dir / "counter" / "0").rmdir()
+    shutil.rmtree(data_dir / "counter" / "0")
 
 
 def test_the_stores_of_the_version_before_are_taken_over(tmp_path: Path) -> None:

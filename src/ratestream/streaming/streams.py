@@ -28,6 +28,7 @@ from ratestream.streaming.errors import (
     ConfigurationError,
     FencedError,
     SetbackError,
+    StoreError,
 )
 from ratestream.streaming.sinks import Move, OffsetKeeper
 from ratestream.streaming.topics import AnyTopic, Outbox, Work, current_work
@@ -350,6 +351,8 @@ class RunningAgent:
             raise self._error("something that it awaited was cancelled") from error
         except FencedError as error:  # only a sink raises it to an agent
             raise SetbackError(f"agent {self.agent.name}: {error}") from error
+        except StoreError:  # no fault of the record that it was at
+            raise
         except Exception as error:  # the boundary: whatever an agent raises is its policy's
             raise self._error(f"{type(error).__name__}: {error}") from error
         raise AgentError(f"agent {self.agent.name} returned; an agent reads for ever")
