@@ -15,16 +15,17 @@ from pathlib import Path
 STOP_SECONDS = 30.0
 
 _RESTART_SECONDS = 1.0
-_LAST_BYTES = 3000
+_LAST_BYTES = 6000
 
 
 RATESTREAM = (sys.executable, "-m", "ratestream.cli")
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Ours, with these settings of ratestream and no others."""
+    """Ours, with these settings of ratestream and no others. SIGABRT makes Python say where every
+    thread is."""
     ours = {name: value for name, value in os.environ.items() if "RATESTREAM_" not in name}
-    return {**ours, **settings}
+    return {**ours, "PYTHONFAULTHANDLER": "1", **settings}
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ class Instance:
         try:
             code = await asyncio.wait_for(process.wait(), STOP_SECONDS)
         except TimeoutError:
-            self._note(f"did not stop within {STOP_SECONDS:.0f} s")
-            process.kill()
+            process.send_signal(signal.SIGABRT)
             await process.wait()
+            self._note(f"did not stop within {STOP_SECONDS:.0f} s")
         else:
             if code != 0:
                 self._note(f"was asked to stop and ended with code {code}")

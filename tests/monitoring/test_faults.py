@@ -17,7 +17,6 @@ import asyncpg
 import httpx
 import pytest
 import trustme
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
 from ratestream.streaming.types import OutgoingRecord, ProducerConfig
 from tests.support.deployment import Deployment
@@ -161,41 +160,30 @@ def test_kafka_that_goes_away(
         kafka.start_again()
 
 
-@contextmanager
-def too_few_replicas(kafka: KafkaCluster, topic: str) -> Iterator[None]:
-    """It wants two replicas in sync, of one."""
+def test_offsets_that_somebody_else_moves(deployment: Deployment, watch: Prometheus) -> None:
+    """As a loader does that belongs to another group, and works on the same database."""
 
-    def set_minimum(number: int) -> None:
-        entry = ConfigEntry(
-            "min.insync.replicas",
-            str(number),
-            incremental_operation=AlterConfigOpType.SET,
-        )
-        resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-        with AdminClient({"bootstrap.servers": kafka.bootstrap}) as admin:
-            for future in admin.incremental_alter_configs([resource]).values():
-                future.result()
+    async def move() -> None:
+        connection = await asyncpg.connect(deployment.postgres.url)
+        try:
+            while True:
+                await connection.execute(
+                    "UPDATE consumer_offsets SET next_offset = next_offset - 1 "
+                    "WHERE next_offset > 0"
+                )
+                await asyncio.sleep(0.3)
+        finally:
+            await connection.close()
 
-    set_minimum(2)
-    try:
-        yield
-    finally:
-        set_minimum(1)
+    async def while_moved() -> None:
+        moving = asyncio.create_task(move())
+        try:
+            await asyncio.to_thread(watch.wait_firing, "SetbacksRepeating", service="db_loader")
+        finally:
+            moving.cancel()
+            await asyncio.wait((moving,))
 
-
-def test_output_that_cannot_be_committed(
-    deployment: Deployment, kafka: KafkaCluster, watch: Prometheus
-) -> None:
-    setting = "RATESTREAM_RUNTIME__DELIVERY_TIMEOUT"
-    processor = deployment["data_processor"]
-    restart(processor, **{setting: "1"})
-    try:
-        with too_few_replicas(kafka, "processed-data"):
-            watch.wait_firing("SetbacksRepeating", service="data_processor")
-            watch.wait_firing("NoCommittedProgress", service="data_processor")
-    finally:
-        del processor.environment[setting]
-        restart(processor)
+    asyncio.run(while_moved())
 
 
 def test_postgres_that_goes_away(deployment: Deployment, watch: Prometheus) -> None:

@@ -53,10 +53,10 @@ CHANGELOG = TopicSpec("counter-changelog", PARTITIONS, cleanup_policy="compact")
 GROUP = "counter"
 FORGOTTEN_AT = 3  # a key counted as often is deleted from the table, so that there are tombstones
 
-# Who has not polled for two steps of time is expelled; a transaction does not live through one.
+# Who has not polled for two steps of time is expelled, even within one open transaction.
 STEP_SECONDS = 60.0
 MAX_POLL_INTERVAL = 100.0
-TRANSACTION_TIMEOUT = 50.0
+TRANSACTION_TIMEOUT = 150.0
 
 CONFIG = LocalBrokerConfig(batch_bytes=200, compaction_min_bytes=0, maintenance_bytes=600)
 METRICS = WorkerMetrics(CollectorRegistry(), Path("/"))
@@ -235,7 +235,7 @@ def output(partition: int, offset: int, times: int) -> OutgoingRecord:
 MAX_INSTANCES = 4
 KEYS = st.lists(st.sampled_from([b"a", b"b", b"c"]), min_size=1, max_size=6)
 WHO = st.integers(0, MAX_INSTANCES - 1)
-MEANWHILE = st.lists(st.sampled_from(["work", "commit", "replace", "time"]), max_size=4)
+MEANWHILE = st.lists(st.sampled_from(["work", "commit", "replace", "silence"]), max_size=4)
 
 
 class ExactlyOnceInstances(RuleBasedStateMachine):
@@ -272,7 +272,7 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
     @rule(
         who=WHO,
         max_records=st.integers(1, 6),
-        max_restored=st.sampled_from([2, 1000]),
+        max_restored=st.sampled_from([1, 1000]),
         drains=st.booleans(),
     )
     def work(self, who: int, max_records: int, max_restored: int, drains: bool) -> None:
@@ -292,8 +292,6 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
         if works:
             self.let_work(instance, 6, 1000, drains=True)
 
-        begun = self.now
-
         def before() -> None:
             for event in meanwhile:
                 self.let_happen(event, instance, other)
@@ -302,7 +300,6 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
 
         def after() -> None:
             assert self.newest[instance.slot] is instance, "a fenced producer has committed"
-            assert self.now - begun <= TRANSACTION_TIMEOUT, "a transaction has outlived its time"
             if death == "after":
                 raise Killed
 
@@ -371,8 +368,8 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
         others = [each for each in self.instances if each is not instance]
         if event == "replace" and len(self.instances) < MAX_INSTANCES:
             self.start_in(instance.slot)
-        elif event == "time":
-            self.time_passes(1)
+        elif event == "silence":
+            self.time_passes(2)
         elif others and event == "work":
             self.let_work(self.at(other, others), 6, 1000, drains=True)
         elif others and event == "commit":
@@ -448,5 +445,5 @@ def partitions(topic: TopicSpec) -> list[TopicPartition]:
 
 TestExactlyOnceInstances = ExactlyOnceInstances.TestCase
 TestExactlyOnceInstances.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
 )

@@ -415,7 +415,7 @@ def test_who_waited_long_for_its_broker_has_time_to_get_on(tmp_path: Path) -> No
         broker = LateBroker(None)
         broker.create_topics([topic.spec])
         send(broker, *numbers(1))
-        worker = Worker(app, broker, config(tmp_path, progress_timeout=6.0))
+        worker = Worker(app, broker, config(tmp_path, progress_timeout=6.0, retry_backoff_max=0.1))
         running = asyncio.create_task(worker.run())
         await asyncio.sleep(6.5)
         assert sample(app, "ratestream_progress_age_seconds") == 0.0

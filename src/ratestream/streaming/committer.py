@@ -110,6 +110,8 @@ class ExactlyOnce:
         self._consumer = consumer
         self._metrics = metrics
         self._producer = broker.transactional_producer(config, transactional_id)
+        for result in ("committed", "failed"):  # the increase from nothing cannot be seen
+            metrics.transactions.labels(result)
 
     def commit(self, work: Uncommitted) -> Mapping[TopicPartition, int]:
         records = work.records()

@@ -61,7 +61,7 @@ class DeliveryError(BrokerError):
 
 class FencedError(BrokerError):
     """A commit for a partition that this consumer no longer owns, or by a producer whose
-    transactional id another one has taken: nothing of it happened."""
+    transactional id another one has taken."""
 
 
 class TransactionAbortedError(BrokerError):

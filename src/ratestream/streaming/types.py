@@ -266,9 +266,10 @@ class TransactionalProducer(Protocol):
         the transaction's end may stand at it.
 
         Raises `TransactionAbortedError` (also when the group has given a partition to another
-        consumer, and when a record was not acknowledged), `MessageTooLargeError` as `flush` does
-        and then aborted as well, `FencedError` when another producer has the transactional id: in
-        all of these nothing has happened. Any other `BrokerError` may be raised after it happened.
+        consumer, and when a record was not acknowledged) and `MessageTooLargeError`, as `flush`
+        does: nothing has happened then. `FencedError` when another producer has the transactional
+        id, or when `transaction_timeout` was over; it, as any other `BrokerError`, may be raised
+        after a commit whose answer was lost.
         """
         ...
 

@@ -46,6 +46,8 @@ class KafkaProducer:
         self._next: dict[TopicPartition, int] = {}
         self._failed = 0
         self._failure: tuple[TopicPartition, KafkaError] | None = None
+        self.failed_topics: set[str] = set()
+        """Those of the records that failed, until `forget`."""
         self._closed = False
         callbacks = {"error_cb": self.connections.on_error, "on_delivery": self._on_delivery}
         with configuring(kafka):
@@ -76,6 +78,7 @@ class KafkaProducer:
     def forget(self) -> None:
         """What became of the records since the last flush."""
         self._next, self._failed, self._failure = {}, 0, None
+        self.failed_topics = set()
 
     def close(self) -> None:
         if self._closed:
@@ -130,7 +133,7 @@ class KafkaProducer:
     def _delivery_error(self, waiting: int) -> StreamingError:
         """Of the records since the last flush, which are then forgotten."""
         count, failure = waiting + self._failed, self._failure
-        self.forget()
+        self._next, self._failed, self._failure = {}, 0, None
         what = f"Kafka at {self._servers} did not acknowledge {count} records"
         if failure is None:
             return DeliveryError(f"{what}: no answer within {self._bound}")
@@ -147,6 +150,7 @@ class KafkaProducer:
         recognised is delivered but has no offset: the position before it is still right."""
         if error is not None:
             self._failed += 1
+            self.failed_topics.add(partition_of(message).topic)
             # Trying again cannot make a record smaller, so that is told before all else.
             if self._failure is None or error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 self._failure = (partition_of(message), error)

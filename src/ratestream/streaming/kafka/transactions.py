@@ -15,10 +15,12 @@ from ratestream.streaming.errors import (
     AccessError,
     BrokerError,
     ConfigurationError,
+    DeliveryError,
     FencedError,
     StreamingError,
     TransactionAbortedError,
 )
+from ratestream.streaming.kafka.calls import BoundedCalls
 from ratestream.streaming.kafka.config import KafkaConfig
 from ratestream.streaming.kafka.connections import Reachability
 from ratestream.streaming.kafka.consumer import KafkaConsumer
@@ -28,6 +30,9 @@ from ratestream.streaming.kafka.producer import KafkaProducer
 from ratestream.streaming.types import Consumer, OutgoingRecord, ProducerConfig, TopicPartition
 
 RETRY_SECONDS = 0.1
+
+# What librdkafka may take longer than it was told to.
+ANSWER_SECONDS = 2.0
 
 
 class _State(Enum):
@@ -69,6 +74,7 @@ class KafkaTransactionalProducer:
         self._id = transactional_id
         self._state = _State.READY
         self._records = KafkaProducer(kafka, config, reachability, transactional_id)
+        self._calls = BoundedCalls(f"{transactional_id}-transactions")
         self._ends: dict[TopicPartition, int] = {}
         try:
             self._ask("taking", self._records.client.init_transactions, kafka.request_timeout)
@@ -92,7 +98,7 @@ class KafkaTransactionalProducer:
         """Wait until everything sent is acknowledged, which a commit does by itself."""
         self._require_open()
         try:
-            self._ends |= self._records.flush()
+            self._flush()
         except StreamingError as error:
             self._give_up(error)
 
@@ -101,7 +107,7 @@ class KafkaTransactionalProducer:
     ) -> dict[TopicPartition, int]:
         self._transition_to(_State.COMMITTING)
         try:
-            self._ends |= self._records.flush()
+            self._flush()
             if offsets:
                 self._send_offsets(offsets, consumer)
             self._ask(
@@ -126,6 +132,7 @@ class KafkaTransactionalProducer:
             with suppress(BrokerError):
                 self.abort()
         self._transition_to(_State.UNUSABLE)
+        self._calls.end()
         self._records.close()
 
     def _send_offsets(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
@@ -134,6 +141,24 @@ class KafkaTransactionalProducer:
         membership = consumer.membership(offsets.keys())
         send = partial(self._records.client.send_offsets_to_transaction, at(offsets), membership)
         self._ask("adding offsets to", send, self._config.transaction_timeout)
+
+    def _flush(self) -> None:
+        try:
+            self._ends |= self._records.flush()
+        except DeliveryError as error:
+            raise self._refusal() or error from error
+
+    def _refusal(self) -> AccessError | None:
+        """Why the records were dropped, if it is that Kafka refuses one of their topics. librdkafka
+        keeps that as the state of the transaction, and tells it whoever wants to begin another."""
+        try:
+            with kafka_exceptions():
+                self._records.client.begin_transaction()
+        except KafkaException as exc:
+            topics = ", ".join(sorted(self._records.failed_topics))
+            failure = self._failure(f"writing to {topics} in", error_of(exc))
+            return failure if isinstance(failure, AccessError) else None
+        return None
 
     def _give_up(self, error: StreamingError) -> NoReturn:
         """Abort, because of `error`. If that cannot be done either, its own error is raised, unless
@@ -150,13 +175,21 @@ class KafkaTransactionalProducer:
 
     def _ask(self, doing: str, call: Callable[[float], object], seconds: float) -> None:
         """librdkafka has three answers but success: try the same again (until the time is up),
-        abort the transaction (which is left to the caller), or never use this producer again."""
+        abort the transaction (which is left to the caller), or never use this producer again. And
+        it may have none: when a broker dies, adding offsets was seen to wait for ever."""
         deadline = time.monotonic() + seconds
         while True:
+            remaining = max(0.0, deadline - time.monotonic())
             try:
                 with kafka_exceptions():
-                    call(max(0.0, deadline - time.monotonic()))
+                    self._calls.call(partial(call, remaining), remaining + ANSWER_SECONDS)
                 return
+            except TimeoutError as exc:
+                self._transition_to(_State.UNUSABLE)
+                raise BrokerError(
+                    f"Kafka at {self._kafka.bootstrap_servers}, {doing} a transaction of "
+                    f"{self._id}: no answer within {seconds:g} s"
+                ) from exc
             except KafkaException as exc:
                 error = error_of(exc)
                 if error.retriable() and time.monotonic() < deadline:
