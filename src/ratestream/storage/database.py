@@ -34,6 +34,13 @@ _MIGRATION_LOCK = 7_281_033_904
 
 _MIGRATION_TIMEOUT = 3600.0
 _NOT_USED_YET = "not connected yet"
+_DRIVER_ERRORS = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a server that dies in the middle of a message
+)
+
 _DATA_ERRORS = ("22", "23")
 """SQLSTATE classes "data exception" and "integrity constraint violation"."""
 
@@ -205,8 +212,8 @@ async def copy_rows(
         await driver.copy_records_to_table(table.name, records=rows, columns=columns)
     except (ValueError, OverflowError) as error:  # what asyncpg cannot encode
         raise UnstorableError(_one_line(error)) from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        if driver.is_closed():
+    except _DRIVER_ERRORS as error:
+        if driver.is_closed() or isinstance(error, asyncpg.InternalClientError):
             await connection.invalidate()  # otherwise the rollback fails, and hides why
         raise
 
@@ -324,7 +331,7 @@ def _in_our_words() -> Iterator[None]:
     except DBAPIError as error:
         cause = error.orig.__cause__ if error.orig else None
         raise _in_our_tree(cause or error) from error
-    except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (SQLAlchemyError, *_DRIVER_ERRORS) as error:
         raise _in_our_tree(error) from error
 
 
