@@ -46,27 +46,31 @@ class Instance:
     folder: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What one run of a worker finds: its app, and where that runs."""
+
+    app: App
+    broker: Broker
+    config: WorkerConfig
+    metrics: WorkerMetrics
+    identity: Identity
+    instance: Instance
+
+
 class Partitions:
     """Those that the group has given to `consumer`, from the moment it says so."""
 
-    def __init__(
-        self,
-        app: App,
-        broker: Broker,
-        config: WorkerConfig,
-        metrics: WorkerMetrics,
-        identity: Identity,
-        instance: Instance,
-        consumer: Consumer,
-    ) -> None:
+    def __init__(self, around: Surroundings, consumer: Consumer) -> None:
+        app, broker, metrics = around.app, around.broker, around.metrics
         self._app = app
-        self._config = config
+        self._config = around.config
         self._metrics = metrics
-        self._identity = identity
-        self._instance = instance
+        self._identity = around.identity
+        self._instance = around.instance
         self._consumer = consumer
         self._restorer = Restorer(broker, app.id, metrics)
-        self._standby = Standby(broker, app.id, metrics) if config.standby else None
+        self._standby = Standby(broker, app.id, metrics) if around.config.standby else None
         self.owned: set[TopicPartition] = set()
         self.unplaced: set[TopicPartition] = set()
         """Those whose sink has not yet said where it stands."""

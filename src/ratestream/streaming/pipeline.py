@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import structlog
 
-from ratestream.streaming.app import App
 from ratestream.streaming.committer import AtLeastOnce, Committer, ExactlyOnce, Uncommitted
 from ratestream.streaming.errors import (
     AgentError,
@@ -30,9 +29,8 @@ from ratestream.streaming.errors import (
     StreamingError,
     TransactionAbortedError,
 )
-from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import AcknowledgedOutbox, BufferedOutbox
-from ratestream.streaming.partitions import Identity, Instance, Partitions
+from ratestream.streaming.partitions import Partitions, Surroundings
 from ratestream.streaming.progress import Progress
 from ratestream.streaming.retries import Retries
 from ratestream.streaming.streams import (
@@ -45,12 +43,10 @@ from ratestream.streaming.streams import (
 from ratestream.streaming.threads import BrokerThread
 from ratestream.streaming.topics import AnyTopic
 from ratestream.streaming.types import (
-    Broker,
     ConsumerConfig,
     ProducerConfig,
     Record,
     TopicPartition,
-    WorkerConfig,
 )
 
 T = TypeVar("T")
@@ -75,28 +71,22 @@ class Pipeline:
 
     def __init__(
         self,
-        app: App,
-        broker: Broker,
-        config: WorkerConfig,
-        metrics: WorkerMetrics,
+        around: Surroundings,
         thread: BrokerThread,
-        identity: Identity,
-        instance: Instance,
         direct: AcknowledgedOutbox,
         progress: Progress,
     ) -> None:
-        self._app = app
-        self._broker = broker
-        self._config = config
-        self._metrics = metrics
-        self._identity = identity
-        self._instance = instance
+        self._around = around
+        self._app = around.app
+        self._broker = around.broker
+        self._config = around.config
+        self._metrics = around.metrics
         self._loop = asyncio.get_running_loop()
         self._thread = thread
         self._direct = direct
         self._progress = progress
-        self._outbox = BufferedOutbox(config)
-        self._rejections = Rejections(app.id, app.dead_letter)
+        self._outbox = BufferedOutbox(around.config)
+        self._rejections = Rejections(around.app.id, around.app.dead_letter)
         self._retries = Retries()
         self._agents: list[RunningAgent] = []
         self._positions: dict[TopicPartition, int] = {}
@@ -165,21 +155,13 @@ class Pipeline:
         )
         # Whatever died with this name is fenced before the group gives this instance anything.
         self._committer = self._new_committer(producer)
-        self._partitions = Partitions(
-            app,
-            self._broker,
-            config,
-            self._metrics,
-            self._identity,
-            self._instance,
-            self._consumer,
-        )
+        self._partitions = Partitions(self._around, self._consumer)
         self._is_connected = True
         self._consumer.subscribe(app.input_topics(), self)
 
     @property
     def _name(self) -> str:
-        return f"{self._app.id}-{self._instance.id}"
+        return f"{self._app.id}-{self._around.instance.id}"
 
     def _new_committer(self, config: ProducerConfig) -> Committer:
         common = (self._broker, config, self._consumer, self._metrics)
@@ -468,7 +450,7 @@ class Pipeline:
         for agent in self._app.agents:
             of_agent = [each for each in partitions if each.topic == agent.topic.name]
             if agent.offsets_in and of_agent:
-                ids = {agent.topic.name: self._identity.of(agent.topic.name)}
+                ids = {agent.topic.name: self._around.identity.of(agent.topic.name)}
                 found |= await agent.offsets_in.positions(of_agent, ids)
         return found
 

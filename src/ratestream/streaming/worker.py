@@ -25,7 +25,7 @@ from ratestream.streaming.errors import (
 )
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.outbox import AcknowledgedOutbox
-from ratestream.streaming.partitions import Identity, Instance
+from ratestream.streaming.partitions import Identity, Instance, Surroundings
 from ratestream.streaming.pipeline import Pipeline
 from ratestream.streaming.progress import Progress
 from ratestream.streaming.statefolder import StateFolder
@@ -267,19 +267,12 @@ class Worker:
         """Until stopping: one pipeline after another, for as long as the broker fails them."""
         if not self.app.input_topics():
             await self._stopping.wait()
+        around = Surroundings(
+            self.app, self._broker, self._config, self._metrics, identity, instance
+        )
         attempt = -1
         while not self._stopping.is_set():
-            self._pipeline = Pipeline(
-                self.app,
-                self._broker,
-                self._config,
-                self._metrics,
-                self._thread,
-                identity,
-                instance,
-                outbox,
-                self._progress,
-            )
+            self._pipeline = Pipeline(around, self._thread, outbox, self._progress)
             try:
                 await self._pipeline.run(self._stopping)
             except BrokerError as error:

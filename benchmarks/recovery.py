@@ -1,0 +1,196 @@
+"""kill -9 of one of two aggregators that share a large table: how long its partitions stand still.
+
+The survivor has never had them: without a standby it restores them from the changelog.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import count
+from pathlib import Path
+
+import msgspec
+from confluent_kafka import Producer
+from rich.progress import Progress
+
+from benchmarks import BenchmarkError
+from benchmarks.figures import Pace, Takeover, restores
+from benchmarks.stage import (
+    PAIRS,
+    PARTITIONS,
+    Reader,
+    is_ready,
+    metric,
+    producing,
+    reading,
+    running,
+    service,
+    wait_until,
+)
+from ratestream.events import Average, Origin, Quote
+from tests.support.processes import ServiceProcess
+
+_READY_SECONDS = 300.0
+_FILL_SECONDS = 900.0
+_TAKEOVER_SECONDS = 180.0
+_QUOTES_PER_SECOND = 80.0
+_IDLE_SECONDS = 0.5
+_BUFFER_RECORDS = 50_000
+
+
+@dataclass
+class Recoveries:
+    """With or without a standby; one value a round. Seconds are from the kill until every
+    partition has given an average again, and, of those, what the restore took."""
+
+    seconds: list[float] = field(default_factory=list)
+    restored_records: list[int] = field(default_factory=list)
+    restored_seconds: list[float] = field(default_factory=list)
+
+    def medians(self) -> tuple[float, float, float]:
+        return (
+            statistics.median(self.seconds),
+            statistics.median(self.restored_records),
+            statistics.median(self.restored_seconds),
+        )
+
+
+def measure(
+    bootstrap: str, folder: Path, progress: Progress, rounds: int, keys: int
+) -> dict[bool, Recoveries]:
+    """By whether there was a standby, in turn. `keys` is rounded up to a multiple of the number
+    of pairs. Raises `BenchmarkError`."""
+    sources = -(-keys // len(PAIRS))
+    _fill(bootstrap, folder, progress, sources)
+    found = {False: Recoveries(), True: Recoveries()}
+    bar = progress.add_task("recovery", total=rounds * len(found))
+    for _ in range(rounds):
+        for standby, recoveries in found.items():
+            progress.update(bar, description=f"recovery, {'with' if standby else 'no'} standby")
+            _round(bootstrap, folder, sources, standby, recoveries)
+            progress.advance(bar)
+    return found
+
+
+def _fill(bootstrap: str, folder: Path, progress: Progress, sources: int) -> None:
+    """One quote for every key, and its average."""
+    total = sources * len(PAIRS)
+    bar = progress.add_task("keys filled", total=total)
+    aggregator = service("data_aggregator", bootstrap, folder / "filling", {})
+    with running(aggregator):
+        wait_until(lambda: is_ready(aggregator), _READY_SECONDS, "ready", aggregator)
+        with reading(bootstrap, "aggregated-data") as reader:
+            with producing(bootstrap, linger_ms=50) as producer:
+                for quote in _quotes(sources, total):
+                    _send(producer, quote)
+                    if len(producer) > _BUFFER_RECORDS:
+                        producer.poll(0.1)
+            averages, deadline = 0, time.monotonic() + _FILL_SECONDS
+            while averages < total:
+                if time.monotonic() > deadline:
+                    raise BenchmarkError(f"{averages} of {total} keys within {_FILL_SECONDS} s")
+                averages += len(reader.read(_IDLE_SECONDS))
+                progress.update(bar, completed=averages)
+    shutil.rmtree(folder / "filling")
+
+
+def _round(
+    bootstrap: str, folder: Path, sources: int, standby: bool, recoveries: Recoveries
+) -> None:
+    with _two_aggregators(bootstrap, folder, sources, standby) as (victim, survivor):
+        with reading(bootstrap, "aggregated-data") as reader, producing(bootstrap) as producer:
+            takeover = _kill(victim, reader, producer, sources)
+        log = (survivor.data_dir / "output").read_text().splitlines()
+    restored = restores(log, takeover.killed_at)
+    recoveries.seconds.append(takeover.longest)
+    recoveries.restored_records.append(restored.records)
+    recoveries.restored_seconds.append(restored.seconds)
+
+
+@contextmanager
+def _two_aggregators(
+    bootstrap: str, folder: Path, sources: int, standby: bool
+) -> Iterator[tuple[ServiceProcess, ServiceProcess]]:
+    """With half of the partitions each. Both begin with nothing; the second one has never had
+    those of the first, unless it keeps copies of them, which are then complete."""
+    environment = {"RATESTREAM_RUNTIME__STANDBY": str(standby).lower()}
+    both = [
+        service("data_aggregator", bootstrap, folder / name, environment)
+        for name in ("victim", "survivor")
+    ]
+    victim, survivor = both
+
+    def share() -> bool:
+        owned = [metric(each, "ratestream_assigned_partitions") for each in both]
+        return owned == [PARTITIONS // 2] * 2 and all(map(is_ready, both))
+
+    def has_copies() -> bool:
+        restored = metric(survivor, "ratestream_restored_records_total")
+        lag = metric(survivor, "ratestream_standby_lag_records")
+        return restored >= sources * len(PAIRS) and lag == 0
+
+    try:
+        with running(victim):
+            wait_until(lambda: is_ready(victim), _READY_SECONDS, "restored", victim)
+            with running(survivor):
+                wait_until(share, _READY_SECONDS, "partitions shared and restored", *both)
+                if standby:
+                    wait_until(has_copies, _READY_SECONDS, "copies complete", *both)
+                yield victim, survivor
+    finally:
+        for each in both:
+            shutil.rmtree(each.data_dir, ignore_errors=True)
+
+
+def _kill(victim: ServiceProcess, reader: Reader, producer: Producer, sources: int) -> Takeover:
+    """While quotes flow, and until they flow again in every partition."""
+    decode = msgspec.json.Decoder(Average).decode
+    quotes = _quotes(sources)
+    pace = Pace(_QUOTES_PER_SECOND, time.monotonic())
+    flowing: set[str] = set()
+    takeover: Takeover | None = None
+    deadline = pace.started + _TAKEOVER_SECONDS
+    while takeover is None or not takeover.is_over:
+        if (now := time.monotonic()) > deadline:
+            seen = takeover.seconds if takeover else flowing
+            raise BenchmarkError(f"no averages within {_TAKEOVER_SECONDS} s but for {seen}")
+        if takeover is None and flowing == set(PAIRS):
+            takeover = Takeover(datetime.now(UTC), frozenset(PAIRS))
+            victim.kill()
+            deadline = now + _TAKEOVER_SECONDS
+        for _ in range(pace.due(now)):
+            _send(producer, next(quotes))
+        producer.poll(0)
+        messages = reader.read(pace.wait(now))
+        seen_at = datetime.now(UTC)
+        for message in messages:
+            average = decode(message.value() or b"")
+            if average.count < 2:
+                raise BenchmarkError(f"the window of {average.pair}/{average.source} is lost")
+            flowing.add(average.pair)
+            if takeover:
+                takeover.saw(average.pair, average.received_at, seen_at)
+    return takeover
+
+
+def _quotes(sources: int, total: int | None = None) -> Iterator[Quote]:
+    """Every pair and source once, then again."""
+    value, origin = Decimal("1.2345"), Origin("src-data", 0, 0)
+    for number in count() if total is None else range(total):
+        pair, source = PAIRS[number % len(PAIRS)], f"s{number // len(PAIRS) % sources}"
+        now = datetime.now(UTC)
+        yield Quote(pair, source, value, now, now, origin)
+
+
+def _send(producer: Producer, quote: Quote) -> None:
+    """Every pair has a partition of its own, so that all of them are of the same size."""
+    partition = PAIRS.index(quote.pair)
+    value = msgspec.json.encode(quote)
+    producer.produce("processed-data", key=quote.pair, value=value, partition=partition)
