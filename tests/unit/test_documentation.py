@@ -157,7 +157,9 @@ def test_every_error_is_documented() -> None:
         node.name
         for source in sources()
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ClassDef) and node.bases and re.fullmatch(r"\w+Error", node.name)
+        if isinstance(node, ast.ClassDef)
+        and node.bases
+        and re.fullmatch(r"[A-Z]\w*Error", node.name)
     }
     assert errors - words_of(DOCS / "errors.md") == set()
     assert "StreamingError" in errors
