@@ -1,7 +1,7 @@
 # One word for each thing people do here. Needs Python 3.11 or newer, and nothing else.
 
 VENV := .venv/bin
-ARGS :=# options for `ratestream up`, or for pytest
+ARGS :=# options for `ratestream up`, for pytest or for the benchmarks
 
 # The size of `make chaos`, what decides its faults, and the guarantee it runs with.
 QUOTES := 100000
@@ -13,7 +13,7 @@ GUARANTEE := exactly_once
 # `exec`, a SIGTERM that make passes on reaches them too, not a shell in between.
 FOREGROUND := $(VENV)/python scripts/foreground
 
-.PHONY: help run run-kafka test chaos check docs lock clean
+.PHONY: help run run-kafka test chaos bench-guarantees check docs lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -36,6 +36,10 @@ chaos: ## kill everything while quotes flow, and compare what comes out (QUOTES=
 	@scripts/venv dev
 	@exec $(FOREGROUND) $(VENV)/python -m tests.chaos --quotes $(QUOTES) --faults $(FAULTS) \
 		--seed $(SEED) --guarantee $(GUARANTEE)
+
+bench-guarantees: ## what exactly-once costs, and how long a takeover takes; some 15 minutes
+	@scripts/venv dev
+	@exec $(FOREGROUND) $(VENV)/python -m benchmarks $(ARGS)
 
 check: ## what CI checks: style, types, imports, documentation
 	@scripts/venv dev
