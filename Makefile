@@ -16,7 +16,7 @@ FOREGROUND := $(VENV)/python scripts/foreground
 .PHONY: help run run-kafka test chaos bench-guarantees check docs lock clean
 
 help: ## say what there is
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
 	@echo 'Options follow in ARGS:  make run ARGS="--data-dir /tmp/rates"'
 
 run: ## install, and start everything in one process; Ctrl-C stops it

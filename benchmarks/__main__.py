@@ -14,6 +14,8 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +26,7 @@ from benchmarks import BenchmarkError, latency, recovery
 from benchmarks.stage import SESSION_TIMEOUT
 from tests.support.kafka_servers import start_kafka
 
-_MEASUREMENTS = ("latency", "recovery")
+_MEASUREMENTS = ("latency", "recovery", "both")
 _INTERRUPTED = 130
 
 
@@ -34,7 +36,14 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        measure(options, console)
+        if options.what in ("latency", "both"):
+            with stage(console) as on:
+                latencies = latency.measure(*on, options.rounds, options.rate, options.seconds)
+            show_latencies(latencies, options)
+        if options.what in ("recovery", "both"):
+            with stage(console) as on:
+                recoveries = recovery.measure(*on, options.rounds, options.keys)
+            show_recoveries(recoveries, options)
     except BenchmarkError as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1
@@ -46,7 +55,7 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    main.add_argument("what", nargs="*", choices=[*_MEASUREMENTS, []], help="default: both")
+    main.add_argument("what", nargs="?", choices=_MEASUREMENTS, default="both")
     main.add_argument("--rounds", type=positive, default=3, help="default: %(default)s")
     main.add_argument("--rate", type=positive, default=200, help="quotes a second, of latency")
     main.add_argument("--seconds", type=positive, default=20, help="of a round of latency")
@@ -68,24 +77,17 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def measure(options: argparse.Namespace, console: Console) -> None:
-    """Nothing runs any more when this ends, whatever ends it."""
+@contextmanager
+def stage(console: Console) -> Iterator[tuple[str, Path, Progress]]:
+    """Kafka's address, a folder and a progress bar. Nothing runs any more when this ends, whatever
+    ends it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    for what in options.what or _MEASUREMENTS:
-        with (
-            tempfile.TemporaryDirectory(prefix="ratestream-benchmark-") as folder,
-            start_kafka() as kafka,
-            Progress(*columns, TimeElapsedColumn(), console=console) as progress,
-        ):
-            arguments = (kafka.bootstrap, Path(folder), progress, options.rounds)
-            if what == "latency":
-                latencies = latency.measure(*arguments, options.rate, options.seconds)
-            else:
-                recoveries = recovery.measure(*arguments, options.keys)
-        if what == "latency":
-            show_latencies(latencies, options)
-        else:
-            show_recoveries(recoveries, options)
+    with (
+        tempfile.TemporaryDirectory(prefix="ratestream-benchmark-") as folder,
+        start_kafka() as kafka,
+        Progress(*columns, TimeElapsedColumn(), console=console) as progress,
+    ):
+        yield kafka.bootstrap, Path(folder), progress
 
 
 def show_latencies(

@@ -87,7 +87,9 @@ def measure(
         for variant, latencies in found.items():
             words = f"latency, {variant.guarantee}, commits each {variant.commit_interval} s"
             progress.update(bar, description=words)
+            progress.print(words)
             latencies.add(_round(bootstrap, folder, variant, rate, seconds))
+            progress.print(f"p50 {latencies.p50[-1]:.0f} ms, p99 {latencies.p99[-1]:.0f} ms")
             progress.advance(bar)
     return found
 

@@ -73,8 +73,11 @@ def measure(
     bar = progress.add_task("recovery", total=rounds * len(found))
     for _ in range(rounds):
         for standby, recoveries in found.items():
-            progress.update(bar, description=f"recovery, {'with' if standby else 'no'} standby")
+            words = f"recovery, {'with' if standby else 'without'} a standby"
+            progress.update(bar, description=words)
+            progress.print(words)
             _round(bootstrap, folder, sources, standby, recoveries)
+            progress.print(f"taken over after {recoveries.seconds[-1]:.1f} s")
             progress.advance(bar)
     return found
 
@@ -106,7 +109,7 @@ def _round(
 ) -> None:
     with _two_aggregators(bootstrap, folder, sources, standby) as (victim, survivor):
         with reading(bootstrap, "aggregated-data") as reader, producing(bootstrap) as producer:
-            takeover = _kill(victim, reader, producer, sources)
+            takeover = _take_over(victim, reader, producer, sources)
         log = (survivor.data_dir / "output").read_text().splitlines()
     restored = restores(log, takeover.killed_at)
     recoveries.seconds.append(takeover.longest)
@@ -149,8 +152,10 @@ def _two_aggregators(
             shutil.rmtree(each.data_dir, ignore_errors=True)
 
 
-def _kill(victim: ServiceProcess, reader: Reader, producer: Producer, sources: int) -> Takeover:
-    """While quotes flow, and until they flow again in every partition."""
+def _take_over(
+    victim: ServiceProcess, reader: Reader, producer: Producer, sources: int
+) -> Takeover:
+    """Kill the victim when quotes flow in every partition, and wait until they do so again."""
     decode = msgspec.json.Decoder(Average).decode
     quotes = _quotes(sources)
     pace = Pace(_QUOTES_PER_SECOND, time.monotonic())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -128,7 +127,7 @@ def wait_until(
 
 def metric(service: ServiceProcess, name: str) -> float:
     """The sum over its labels; 0 while the service does not answer."""
-    with suppress(urllib.error.URLError, OSError):
+    with suppress(OSError):
         with urllib.request.urlopen(f"{service.url}/metrics", timeout=_ASK_SECONDS) as answer:
             text = answer.read().decode()
         return sum(

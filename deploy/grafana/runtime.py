@@ -148,8 +148,8 @@ PROGRESS = Row(
             title="How long does a batch take?",
             shows="Time that the agents took for one poll; db_loader waits for Postgres in it.",
             normal="Below a second.",
-            otherwise="Above half a second fetching is paused; above runtime.max_poll_interval "
-            "the partitions go to another instance.",
+            otherwise="Above half a second fetching is paused; what an agent has not done within "
+            "runtime.drain_timeout when partitions move is dropped and read again.",
             runbook="lag-growing",
             width=8,
             unit="s",
@@ -199,8 +199,8 @@ GROUP = Row(
             shows="Times that partitions were shared out anew, by service; and times that an "
             "instance lost its own because it was believed dead.",
             normal="0 but for starts, stops and scaling.",
-            otherwise="Again and again: instances die, or a batch takes longer than "
-            "runtime.max_poll_interval.",
+            otherwise="Again and again: instances die, or stand still for longer than "
+            "runtime.session_timeout.",
             runbook="no-committed-progress",
             width=8,
             unit="cpm",

@@ -422,8 +422,8 @@ class RuntimeSettings(Section):
         default=300.0,
         ge=1,
         le=3600,
-        description="Seconds an agent may take for one batch before its partitions are given "
-        "to others.",
+        description="Seconds between two polls after which the partitions are given to others. "
+        "Slow agents are polled for: only a process that stands still takes so long.",
     )
     fetch_buffer_bytes: int = Field(
         default=33_554_432, ge=1_048_576, le=1_073_741_824, description="Bytes read ahead, at most."

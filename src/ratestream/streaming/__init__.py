@@ -1,6 +1,6 @@
-"""A stream runtime: Faust's programming model over batches.
+"""A stream runtime: Faust's programming model over batches and transactions.
 
-app = App("averages")
+app = App("averages", processing_guarantee="exactly_once")
 quotes = app.topic("quotes", value_type=Quote)
 sums = app.Table("sums", value_type=Decimal, default=Decimal, partitions_of=quotes)
 
