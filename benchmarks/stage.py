@@ -39,8 +39,20 @@ class Reader:
         )
         partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
         for each in partitions:
-            each.offset = self._consumer.get_watermark_offsets(each, _ASK_SECONDS)[1]
+            each.offset = self._end(each)
         self._consumer.assign(partitions)
+
+    def _end(self, partition: TopicPartition) -> int:
+        """Asked again for a while: a partition that is only just made has no leader yet."""
+        deadline = time.monotonic() + _ASK_SECONDS
+        while True:
+            try:
+                end: int = self._consumer.get_watermark_offsets(partition, _ASK_SECONDS)[1]
+                return end
+            except KafkaException as error:
+                if time.monotonic() > deadline:
+                    raise BenchmarkError(f"no end of {partition.topic}: {error}") from error
+                time.sleep(_LOOK_SECONDS)
 
     def read(self, timeout: float) -> list[Message]:
         """What there is, after waiting at most `timeout` seconds for the first of it."""

@@ -247,17 +247,18 @@ class Partitions:
             self._metrics.table_entries.labels(table.name).set(table.estimated_entries())
         if self._standby:
             self._metrics.standby_lag.set(self._standby.lag())
-        lag = sum([self._update_lag(each, positions) for each in self.owned])
-        return None if self._to_open or self._to_resume else lag
+        lags = [self._update_lag(each, positions) for each in self.owned if self.is_wanted(each)]
+        return None if self._to_open or self._to_resume or None in lags else sum(filter(None, lags))
 
     def _update_lag(
         self, partition: TopicPartition, positions: Mapping[TopicPartition, int]
-    ) -> int:
-        if not self.is_wanted(partition):
-            return 0
-        low, high = self._consumer.watermarks(partition, 1.0)
-        passed = self._consumer.position(partition) or low
-        lag = max(0, high - max(passed, positions.get(partition, low)))
+    ) -> int | None:
+        """None while it is not known where reading goes on."""
+        passed, done = self._consumer.position(partition), positions.get(partition)
+        if passed is None and done is None:
+            return None
+        high = self._consumer.watermarks(partition, 1.0).high
+        lag = max(0, high - max(passed or 0, done or 0))
         self._metrics.lag.labels(partition.topic, str(partition.partition)).set(lag)
         return lag
 
