@@ -96,7 +96,8 @@ class Instance:
             await process.wait()
             self._note(f"did not stop within {STOP_SECONDS:.0f} s")
         else:
-            if code != 0:
+            # It may have been asked before it could listen.
+            if code not in (0, -signal.SIGTERM):
                 self._note(f"was asked to stop and ended with code {code}")
 
     def _ended(self) -> Process:
