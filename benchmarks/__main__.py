@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -93,16 +94,21 @@ def stage(console: Console) -> Iterator[tuple[str, Path, Progress]]:
 def show_latencies(
     found: dict[latency.Variant, latency.Latencies], options: argparse.Namespace
 ) -> None:
-    table = Table("guarantee", "commit_interval", "p50", "p99", "p50 of each round")
+    table = Table(
+        "guarantee", "commit_interval", "p50", "p99", "p50 of each round", "more than at_least_once"
+    )
     lines = []
     for variant, latencies in found.items():
         p50, p99 = latencies.medians()
+        base50, base99 = found[replace(variant, guarantee="at_least_once")].medians()
         table.add_row(
             variant.guarantee,
             f"{variant.commit_interval} s",
             f"{p50:.0f} ms",
             f"{p99:.0f} ms",
             " ".join(f"{each:.0f}" for each in latencies.p50),
+            f"p50 {p50 - base50:+.0f} ms, x{p50 / base50:.1f}; "
+            f"p99 {p99 - base99:+.0f} ms, x{p99 / base99:.1f}",
         )
         lines.append(
             {

@@ -130,10 +130,6 @@ def _two_aggregators(
     ]
     victim, survivor = both
 
-    def share() -> bool:
-        owned = [metric(each, "ratestream_assigned_partitions") for each in both]
-        return owned == [PARTITIONS // 2] * 2 and all(map(is_ready, both))
-
     def has_copies() -> bool:
         restored = metric(survivor, "ratestream_restored_records_total")
         lag = metric(survivor, "ratestream_standby_lag_records")
@@ -141,15 +137,30 @@ def _two_aggregators(
 
     try:
         with running(victim):
-            wait_until(lambda: is_ready(victim), _READY_SECONDS, "restored", victim)
+            wait_until(lambda: _has(victim, PARTITIONS), _READY_SECONDS, "restored", victim)
             with running(survivor):
-                wait_until(share, _READY_SECONDS, "partitions shared and restored", *both)
+                half = PARTITIONS // 2
+                wait_until(
+                    lambda: all(_has(each, half) for each in both),
+                    _READY_SECONDS,
+                    "partitions shared and restored",
+                    *both,
+                )
                 if standby:
                     wait_until(has_copies, _READY_SECONDS, "copies complete", *both)
                 yield victim, survivor
     finally:
         for each in both:
             shutil.rmtree(each.data_dir, ignore_errors=True)
+
+
+def _has(service: ServiceProcess, partitions: int) -> bool:
+    """So many, restored. Without any a service is ready, too."""
+    return (
+        metric(service, "ratestream_assigned_partitions") == partitions
+        and metric(service, "ratestream_restoring_partitions") == 0
+        and is_ready(service)
+    )
 
 
 def _take_over(

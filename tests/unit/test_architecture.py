@@ -40,6 +40,7 @@ STREAMING_LAYERS = tuple(
         *("errors", "types", "codecs", "store", "statefolder", "disk", "metrics", "kafka"),
         *(
             "local",
+            "threads",
             "outbox",
             "topics",
             "tables",
@@ -49,7 +50,6 @@ STREAMING_LAYERS = tuple(
             "streams",
             "timers",
             "app",
-            "threads",
             "committer",
             "retries",
             "progress",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -13,18 +16,23 @@ from ratestream.streaming import (
     App,
     BrokerError,
     ConfigurationError,
+    ConsumerConfig,
     OnError,
     OutgoingRecord,
     ProducerConfig,
+    Record,
     StalledError,
     Stream,
+    StreamingError,
     TopicPartition,
     TransactionAbortedError,
     Worker,
     WorkerConfig,
     WorkerState,
 )
+from ratestream.streaming import worker as worker_module
 from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.local.consumer import LocalConsumer
 from ratestream.streaming.local.producer import LocalTransactionalProducer
 from ratestream.streaming.testing import AppTester
 from ratestream.streaming.types import Consumer
@@ -174,8 +182,6 @@ def test_outputs_of_lost_partitions_are_not_committed(tmp_path: Path) -> None:
             async for number in stream:
                 await out.send(key="k", value=number)
                 if is_slow and number == 3:
-                    import time
-
                     waiting.set()
                     time.sleep(2.0)  # noqa: ASYNC251 - as heavy computing does
 
@@ -309,6 +315,82 @@ def test_what_is_sent_for_one_record_is_bounded(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_the_first_records_of_a_poll_that_is_dropped_are_read_again(tmp_path: Path) -> None:
+    """The poll that brings them also loses another partition: none of its records may be done."""
+
+    class LosingBroker(LocalBroker):
+        has_lost = False
+
+        def consumer(self, config: ConsumerConfig) -> LocalConsumer:
+            consumer = super().consumer(config)
+            poll = consumer.poll
+
+            def losing_poll(max_records: int, timeout: float) -> list[Record]:
+                records = poll(max_records, timeout)
+                if records and config.group and not self.has_lost:
+                    self.has_lost = True
+                    consumer._listener.lost([TopicPartition("in", 1)])  # type: ignore[union-attr]
+                    consumer._cursors.pop(TopicPartition("in", 1))
+                return records
+
+            consumer.poll = losing_poll  # type: ignore[method-assign]  # wraps it
+            return consumer
+
+    async def scenario() -> None:
+        broker = LosingBroker(None)
+        async with AppTester(counting_app(), broker, config(tmp_path)) as tester:
+            tester.write([OutgoingRecord("in", b"k0", b"%d" % n, 0) for n in range(0, 15, 3)])
+            await tester.settle()
+            assert broker.has_lost
+            assert tester.received("out") == expected(*range(0, 15, 3))
+        broker.close()
+
+    asyncio.run(scenario())
+
+
+def test_half_of_what_is_sent_for_a_list_is_not_committed(tmp_path: Path) -> None:
+    """Two agents take lists; while one is waited for, the time of the other's list comes."""
+    app = App("taking", processing_guarantee="exactly_once")
+    topic = app.topic("in", value_type=int, partitions=1)
+    out = app.topic("out", value_type=int, partitions=1)
+    has_failed = False
+
+    @app.agent(topic, on_error=OnError(retries=5, backoff=0.01))
+    async def pass_on(stream: Stream[int]) -> None:
+        nonlocal has_failed
+        async for events in stream.take(100, within=0.1):
+            for event in events:
+                await out.send(key="k", value=event.value)
+                await asyncio.sleep(0.2)
+            if not has_failed:
+                has_failed = True
+                raise ValueError("not yet")
+
+    @app.agent(topic)
+    async def be_busy(stream: Stream[int]) -> None:
+        async for _ in stream.take(1, within=0.0):
+            await asyncio.sleep(0.15)
+
+    async def scenario() -> None:
+        async with AppTester(app, LocalBroker(None), config(tmp_path)) as tester:
+            tester.write(numbers(1, 2, 3))
+            await tester.settle()
+            assert tester.received("out") == [1, 2, 3]
+
+    asyncio.run(scenario())
+
+
+def test_an_agent_that_decides_for_a_topic_has_it_alone() -> None:
+    app = App("crowded")
+    topic = app.topic("in", value_type=int)
+
+    async def read(stream: Stream[int]) -> None: ...
+
+    app.agent(topic)(read)
+    with pytest.raises(ConfigurationError, match="in has several agents"):
+        app.agent(topic, on_error=OnError(then="dead_letter"))(read)
+
+
 def test_a_restore_may_take_longer_than_a_transaction(tmp_path: Path) -> None:
     async def scenario() -> None:
         broker = LocalBroker(None)
@@ -426,6 +508,46 @@ def test_who_waited_long_for_its_broker_has_time_to_get_on(tmp_path: Path) -> No
         await running
 
     asyncio.run(scenario())
+
+
+def test_who_does_not_end_or_stands_still_is_overdue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_ENDING_SECONDS", 0.5)
+    monkeypatch.setattr(worker_module, "_BLOCKED_SECONDS", 0.5)
+    app = App("standing")
+    topic = app.topic("in", value_type=int, partitions=1)
+    overdue: list[str] = []
+
+    @app.agent(topic)
+    async def stand_still(stream: Stream[int]) -> None:
+        async for _ in stream:
+            until = time.monotonic() + 10
+            while not overdue and time.monotonic() < until:
+                time.sleep(0.01)  # noqa: ASYNC251 - as heavy computing does
+
+    async def scenario() -> None:
+        settings = config(tmp_path, progress_timeout=0.5)
+        async with AppTester(app, LocalBroker(None), settings) as tester:
+
+            def watch() -> None:
+                while (why := tester.worker.overdue()) is None:
+                    time.sleep(0.01)
+                overdue.append(why)
+
+            Thread(target=watch, daemon=True).start()
+            tester.write(numbers(1))
+            with pytest.raises(StreamingError):
+                await tester.settle()
+
+    with suppress(StalledError):
+        asyncio.run(scenario())
+    assert "the event loop stands still" in overdue[0]
+    stopped = Worker(App("idle"), LocalBroker(None), config(tmp_path))
+    assert stopped.overdue() is None
+    stopped.stop()
+    time.sleep(0.6)
+    assert "still not ended" in str(stopped.overdue())
 
 
 @pytest.mark.parametrize("policy", [{"retries": -1}, {"backoff": -1.0}, {"then": "skip"}])

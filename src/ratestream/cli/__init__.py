@@ -7,8 +7,10 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from enum import Enum
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +21,9 @@ from ratestream.cli.options import ConfigOption, DataDirOption, given
 
 if TYPE_CHECKING:
     from ratestream.settings import Settings
-    from ratestream.streaming import App
+    from ratestream.streaming import App, Worker
+
+_OVERDUE_SECONDS = 1.0
 
 cli = typer.Typer(
     name="ratestream",
@@ -155,6 +159,7 @@ async def _run_alone(service: str, build: Callable[[Settings], App], settings: S
     try:
         with service_name(service), stop_signals() as signals:
             worker = Worker(build(settings), broker, settings.worker_config(service))
+            Thread(target=_end_when_overdue, args=(service, worker), daemon=True).start()
             running = asyncio.create_task(run_monitored(worker, settings, owns_process=True))
             first = asyncio.create_task(signals.first.wait())
             await asyncio.wait((running, first), return_when=asyncio.FIRST_COMPLETED)
@@ -168,6 +173,14 @@ async def _run_alone(service: str, build: Callable[[Settings], App], settings: S
             await asyncio.gather(running, return_exceptions=second.done())
     finally:
         broker.close()
+
+
+def _end_when_overdue(service: str, worker: Worker) -> None:
+    """What will not end by itself, as a program that stands still or swallows its cancellation."""
+    while (why := worker.overdue()) is None:
+        time.sleep(_OVERDUE_SECONDS)
+    print(f"ratestream: {service}: {why}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _as_table(settings: Settings) -> list[str]:

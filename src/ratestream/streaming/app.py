@@ -140,6 +140,12 @@ class App:
 
         def declare(function: AgentFunction) -> AgentFunction:
             agent = Agent(_name_of(function), topic, function, offsets_in, on_error)
+            of_topic = [agent, *(each for each in self.agents if each.topic is topic)]
+            if len(of_topic) > 1 and any(each.wants_its_topic_alone for each in of_topic):
+                raise ConfigurationError(
+                    f"{self.id}: {topic.name} has several agents, and one of them has offsets_in "
+                    "or sends records to the dead letters when it fails: it would decide for all"
+                )
             self.agents.append(agent)
             return function
 

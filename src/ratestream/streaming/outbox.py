@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -16,6 +15,7 @@ from ratestream.streaming.errors import (
     StreamingError,
 )
 from ratestream.streaming.metrics import WorkerMetrics
+from ratestream.streaming.threads import BrokerThread
 from ratestream.streaming.types import (
     Broker,
     OutgoingRecord,
@@ -100,27 +100,26 @@ class AcknowledgedOutbox:
 
     async def run(self) -> None:
         """Send what is put, until cancelled. Raises `ConfigurationError`."""
-        executor = ThreadPoolExecutor(1, thread_name_prefix=f"{self._client_id}-outbox")
+        thread = BrokerThread(f"{self._client_id}-outbox")
         batch: list[_Waiting] = []
         try:
             while True:
                 batch = [await self._queue.get()]
                 while not self._queue.empty() and len(batch) < _MAX_BATCH:
                     batch.append(self._queue.get_nowait())
-                refusal = await self._deliver(executor, [record for record, _ in batch])
+                refusal = await self._deliver(thread, [record for record, _ in batch])
                 if refusal is None or len(batch) == 1:
                     _answer(batch, refusal)
                     continue
                 for each in batch:  # only the one that is at fault is refused
-                    _answer([each], await self._deliver(executor, [each[0]]))
+                    _answer([each], await self._deliver(thread, [each[0]]))
         except ConfigurationError as error:
             self._end = error
             raise
         finally:
             self._end = self._end or DeliveryError(_ENDED)
             self._fail_waiting(batch, self._end)
-            executor.submit(self._close)
-            executor.shutdown(wait=False)
+            thread.close(self._close)
 
     def _fail_waiting(self, batch: list[_Waiting], why: StreamingError) -> None:
         waiting = list(batch)
@@ -129,14 +128,13 @@ class AcknowledgedOutbox:
         _answer(waiting, why)
 
     async def _deliver(
-        self, executor: ThreadPoolExecutor, records: list[OutgoingRecord]
+        self, thread: BrokerThread, records: list[OutgoingRecord]
     ) -> StreamingError | None:
         """None when the broker has them; why it never will, when trying again cannot help."""
-        loop = asyncio.get_running_loop()
         delay = self._config.retry_backoff_min
         while True:
             try:
-                await loop.run_in_executor(executor, self._send, records)
+                await thread.call(self._send, records)
             except BrokerError as error:
                 if isinstance(error, AuthorizationError) and not self._has_delivered:
                     raise ConfigurationError(str(error)) from error

@@ -3,6 +3,7 @@ tables restored, and its sink asked where it stands. All of it belongs to the br
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ratestream.streaming.tables import AnyTable
 from ratestream.streaming.types import Broker, Consumer, TopicPartition, WorkerConfig
 
 _RESTORE_SECONDS = 0.005
+# What restoring may take between two polls: the partitions that need none go on meanwhile.
+_RESTORE_TURN_SECONDS = 0.05
 _STANDBY_BATCH_RECORDS = 1_000
 
 log = structlog.get_logger("ratestream.partitions")
@@ -103,8 +106,9 @@ class Partitions:
     # What has to be there
 
     @property
-    def are_restoring(self) -> bool:
-        return self._restorer.active
+    def to_restore(self) -> int | None:
+        """Changelog records still to be read, at most; None when nothing is being restored."""
+        return self._restorer.remaining() if self._restorer.active else None
 
     def advance(self) -> None:
         """Open what has come, go on restoring, resume what is complete; a bounded piece of it."""
@@ -118,7 +122,8 @@ class Partitions:
                 self.unplaced.add(partition)
         if opening:
             self._follow_the_others()
-        if self._restorer.active:
+        until = time.monotonic() + _RESTORE_TURN_SECONDS
+        while self._restorer.active and time.monotonic() < until:
             self._restorer.step(_RESTORE_SECONDS)
         if self._standby:
             self._standby.step(_STANDBY_BATCH_RECORDS)
@@ -140,8 +145,11 @@ class Partitions:
             self.is_wanted(partition)
             and partition not in self._to_open
             and partition not in self.unplaced
-            and not self._restorer.waits_for(partition)
+            and self._is_restored(partition)
         )
+
+    def _is_restored(self, partition: TopicPartition) -> bool:
+        return not self._restorer.waits_for(partition)
 
     def _tables_of(self, partition: TopicPartition) -> list[AnyTable]:
         return [t for t in self._app.tables.values() if t.source.name == partition.topic]
@@ -242,7 +250,7 @@ class Partitions:
         """Returns how many records are to be read in all; None while it is not known what is.
         Raises `BrokerError`."""
         for table in self._app.tables.values():
-            table.refresh()
+            table.refresh(self._is_restored)
             self._metrics.table_bytes.labels(table.name).set(table.estimated_bytes())
             self._metrics.table_entries.labels(table.name).set(table.estimated_entries())
         if self._standby:

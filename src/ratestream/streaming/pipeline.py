@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ from ratestream.streaming.threads import BrokerThread
 from ratestream.streaming.topics import AnyTopic
 from ratestream.streaming.types import (
     ConsumerConfig,
+    OutgoingRecord,
     ProducerConfig,
     Record,
     TopicPartition,
@@ -96,6 +97,7 @@ class Pipeline:
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
         self._last_commit = self._last_gauges = self._last_passed = time.monotonic()
         self._records_since_commit = 0
+        self._to_restore: int | None = None
         self._setbacks = 0
         self._broken: StreamingError | None = None
         """What went wrong inside a rebalance, where it cannot be raised."""
@@ -178,13 +180,15 @@ class Pipeline:
 
     def _poll(self) -> list[Record]:
         self._update_gauges()
-        if self._partitions.are_restoring:
+        if (to_restore := self._partitions.to_restore) is not None:
             timeout = 0.0
-            self._progress.made()
+            if to_restore != self._to_restore:
+                self._progress.made()
         elif self._records_since_commit:
             timeout = _LINGER_SECONDS
         else:
             timeout = _POLL_SECONDS
+        self._to_restore = to_restore
         records = self._consumer.poll(self._config.batch_max_records, timeout)
         if not self._broken:
             self._partitions.advance()
@@ -202,7 +206,9 @@ class Pipeline:
     async def _process(self, records: Sequence[Record]) -> None:
         self._metrics.batch_size.observe(len(records))
         with self._metrics.batch_seconds.time():
-            events = await self._decode(records)
+            events, rejected = self._decode(records)
+            if rejected:  # acknowledged before a sink can move past them
+                await self._while_polled(self._put_directly(rejected))
             for running in self._agents:
                 running.stream.feed(events.get(running.agent.topic.name, ()))
             await self._wait_for_agents()
@@ -213,10 +219,13 @@ class Pipeline:
                 await self._wait_for_agents()
         self._records_since_commit += len(records)
 
-    async def _decode(self, records: Sequence[Record]) -> dict[str, list[Event]]:
+    def _decode(
+        self, records: Sequence[Record]
+    ) -> tuple[dict[str, list[Event]], list[OutgoingRecord]]:
         """Events by topic, in the order of their records. Those that cannot be decoded, and those
-        whose agent has failed for good, are rejected."""
+        whose agent has failed for good, are rejected; what a sink would have read is returned."""
         events: dict[str, list[Event]] = {}
+        rejected: list[OutgoingRecord] = []
         topic: AnyTopic | None = None
         for record in records:
             if topic is None or topic.name != record.topic:
@@ -227,24 +236,28 @@ class Pipeline:
                 key = topic.key_codec.decode(record.key)
                 of_topic.append(Event(key, topic.value_codec.decode(record.value), record))
             except DecodeError as error:
-                await self._reject(record, str(error))
+                self._metrics.records_in.labels(record.topic).inc()
+                letter = self._rejections.record(record, str(error))
+                if self._partitions.sink_of(record.topic_partition):
+                    rejected.append(letter)
+                else:
+                    self._outbox.add(letter)
             self._positions[record.topic_partition] = record.offset + 1
         for name, decoded in events.items():
             self._metrics.records_in.labels(name).inc(len(decoded))
-        return events
+        return events, rejected
 
-    async def _reject(self, record: Record, reason: str) -> None:
-        self._metrics.records_in.labels(record.topic).inc()
-        rejected = self._rejections.record(record, reason)
-        if any(agent.topic.name == record.topic for agent in self._app.agents if agent.offsets_in):
-            await self._direct.put(rejected)  # before the sink can move past it
-        else:
-            self._outbox.add(rejected)
+    async def _put_directly(self, records: Sequence[OutgoingRecord]) -> None:
+        await asyncio.gather(*map(self._direct.put, records))
 
     async def _wait_for_agents(self) -> None:
-        """Until every agent has done its batch. Meanwhile the consumer is paused and polled, so
-        that slow agents neither lose their partitions nor hold up a rebalance."""
-        idle = asyncio.create_task(wait_until_idle(self._agents))
+        """Until every agent has done its batch."""
+        await self._while_polled(wait_until_idle(self._agents))
+
+    async def _while_polled(self, work: Coroutine[Any, Any, None]) -> None:
+        """Until `work` is done. Meanwhile the consumer is paused and polled, so that slow agents
+        neither lose their partitions nor hold up a rebalance."""
+        idle = asyncio.create_task(work)
         self.busy_since = time.monotonic()
         kept_alive = False
         try:
@@ -284,10 +297,17 @@ class Pipeline:
         )
 
     async def _commit(self) -> None:
-        await self._wait_for_agents()
-        work = self._collect()
+        work = await self._collect_from_idle(self._wait_for_agents)
         if work:
             await self._thread.call(self._write, work)
+
+    async def _collect_from_idle(self, wait: Callable[[], Awaitable[None]]) -> Uncommitted:
+        """When all agents are idle at once: the time of a list of `take` may come at any moment,
+        and half of what is sent for it must not be committed."""
+        await wait()
+        while not all(running.stream.is_idle for running in self._agents):
+            await wait()
+        return self._collect()
 
     def _collect(self) -> Uncommitted:
         """Everything done and not yet committed; only while all agents are idle."""
@@ -382,7 +402,8 @@ class Pipeline:
         self._metrics.rebalances.labels("lost").inc()
         log.warning("partitions_lost", partitions=len(partitions))
         self._release(partitions)
-        self._broken = SetbackError(f"{len(partitions)} partitions were lost to other instances")
+        lost = SetbackError(f"{len(partitions)} partitions were lost to other instances")
+        self._broken = self._broken or lost
 
     def _release(self, partitions: Sequence[TopicPartition]) -> None:
         self._on_loop(self._forget(set(partitions)))
@@ -412,8 +433,7 @@ class Pipeline:
             return None
         try:
             async with asyncio.timeout(self._config.drain_timeout):
-                await wait_until_idle(self._agents)
-            return self._collect()
+                return await self._collect_from_idle(lambda: wait_until_idle(self._agents))
         except TimeoutError:
             self._broken = SetbackError(
                 f"agents did not finish their batch within drain_timeout "

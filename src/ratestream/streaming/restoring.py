@@ -188,6 +188,8 @@ class Restorer:
                 if TopicPartition(copy.table.source.name, changelog.partition) in sources
             ]
         )
+        if not self.active:
+            self._started = None  # not to be told as done
         self._report()
 
     def waits_for(self, source: TopicPartition) -> bool:

@@ -321,6 +321,10 @@ class Agent:
     offsets_in: OffsetKeeper | None = None
     on_error: OnError = OnError()
 
+    @property
+    def wants_its_topic_alone(self) -> bool:
+        return self.offsets_in is not None or self.on_error.then == "dead_letter"
+
 
 class RunningAgent:
     """One run of an agent's coroutine. A setback ends it; only tables and sinks survive that."""

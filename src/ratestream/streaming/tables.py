@@ -279,11 +279,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         for number, partition in self._partitions.items():
             if partition.dirty:
                 partition.committing, partition.dirty = partition.dirty, {}
-            elif self._ttl_ms is None:
-                continue
-            changes = self._changes(number, partition)
-            if changes.changes:
-                taken.append(changes)
+                taken.append(self._changes(number, partition))
         return taken
 
     def _changes(self, number: int, partition: _Partition) -> TableChanges:
@@ -316,11 +312,13 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         for number, partition in self._partitions.items():
             self._partitions[number] = _Partition(partition.store)
 
-    def refresh(self) -> None:
-        """Mark idle stores as having everything, which only an owner knows. To be called every
-        few minutes, or a store untouched for half a day is rebuilt when it is next opened."""
-        for partition in self._partitions.values():
-            partition.store.refresh()
+    def refresh(self, is_restored: Callable[[TopicPartition], bool]) -> None:
+        """Mark idle stores as having everything, which only an owner knows, if the partition of
+        `source` that they belong to is restored. To be called every few minutes, or a store
+        untouched for half a day is rebuilt when it is next opened."""
+        for number, partition in self._partitions.items():
+            if is_restored(TopicPartition(self.source.name, number)):
+                partition.store.refresh()
 
     def estimated_bytes(self) -> int:
         return sum(each.store.estimated_bytes() for each in self._partitions.values())

@@ -1,4 +1,4 @@
-"""The thread on which a worker meets its broker."""
+"""Threads on which a worker meets its broker."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ class _Call(NamedTuple):
 
 
 class BrokerThread:
-    """The one thread of a worker on which everything that blocks on the broker happens, one after
-    another. What was called is done there even when its caller is cancelled. The end of the
-    process does not wait for it: a call that never returns must not keep a worker from exiting.
-    """
+    """A thread on which what blocks on the broker happens, one after another. What was called is
+    done there even when its caller is cancelled. The end of the process does not wait for it: a
+    call that never returns must not keep a worker from exiting."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         Thread(target=self._run, name=name, daemon=True).start()
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.wrap_future(self._put(function, *arguments))
+
+    def close(self, last: Callable[[], object] | None = None) -> None:
+        """After what was called, and `last`, there is no more."""
+        if last is not None:
+            self._put(last)
+        self._calls.put(None)
+
+    def _put(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()  # from now on it cannot be cancelled
         context = copy_context()  # what is logged there names the service, too
         self._calls.put(_Call(function, arguments, context, future))
-        return await asyncio.wrap_future(future)
-
-    def close(self) -> None:
-        """After what was called there is no more."""
-        self._calls.put(None)
+        return future
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

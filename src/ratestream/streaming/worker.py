@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -35,6 +36,8 @@ from ratestream.streaming.web import WebServer, build_web
 
 _STOP_SECONDS = 2.0
 _WATCH_SECONDS = 1.0
+_ENDING_SECONDS = 75.0
+_BLOCKED_SECONDS = 30.0
 
 log = structlog.get_logger("ratestream.worker")
 
@@ -85,6 +88,7 @@ class Worker:
         self._waiting_for = ""
         self._has_progressed = False
         self._progress = Progress(config.progress_timeout)
+        self._ending_since: float | None = None
 
     def _new_metrics(self) -> WorkerMetrics:
         app = self.app
@@ -128,6 +132,22 @@ class Worker:
     def stop(self) -> None:
         """Ask `run` to finish its batch, commit, hand its partitions over and return."""
         self._stopping.set()
+        self._is_ending()
+
+    def _is_ending(self) -> None:
+        self._ending_since = self._ending_since or time.monotonic()
+
+    def overdue(self) -> str | None:
+        """Why the process should be ended whatever still runs in it: it was to end long ago, or
+        its event loop stands still. To be asked from another thread."""
+        if self._ending_since is not None:
+            seconds = time.monotonic() - self._ending_since
+            return f"still not ended after {seconds:.0f} s" if seconds > _ENDING_SECONDS else None
+        if self._pipeline is None or self._progress.age < (
+            self._config.progress_timeout + _BLOCKED_SECONDS
+        ):
+            return None
+        return f"the event loop stands still, and nothing is done for {self._progress.age:.0f} s"
 
     def readiness(self) -> list[str]:
         """Why this instance should get no traffic; empty when it is ready."""
@@ -364,3 +384,5 @@ class Worker:
         if state not in _NEXT_STATES[self.state] and state not in _ENDING:
             raise StreamingError(f"{self.app.id}: {self.state.value} cannot become {state.value}")
         self.state = state
+        if state in _ENDING:
+            self._is_ending()
