@@ -77,6 +77,8 @@ class Partitions:
         self.owned: set[TopicPartition] = set()
         self.unplaced: set[TopicPartition] = set()
         """Those whose sink has not yet said where it stands."""
+        self.is_catching_up = False
+        """Whether copies of others' tables have more to read at once."""
         self._to_open: list[TopicPartition] = []
         self._to_resume: set[TopicPartition] = set()
 
@@ -126,7 +128,7 @@ class Partitions:
         while self._restorer.active and time.monotonic() < until:
             self._restorer.step(_RESTORE_SECONDS)
         if self._standby:
-            self._standby.step(_STANDBY_BATCH_RECORDS)
+            self.is_catching_up = self._standby.step(_STANDBY_BATCH_RECORDS)
         ready = [each for each in self._to_resume if self._is_complete(each)]
         if ready:
             self._consumer.resume(ready)

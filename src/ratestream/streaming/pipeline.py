@@ -184,7 +184,7 @@ class Pipeline:
             timeout = 0.0
             if to_restore != self._to_restore:
                 self._progress.made()
-        elif self._records_since_commit:
+        elif self._records_since_commit or self._partitions.is_catching_up:
             timeout = _LINGER_SECONDS
         else:
             timeout = _POLL_SECONDS

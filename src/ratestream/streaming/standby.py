@@ -59,20 +59,23 @@ class Standby:
         self._wanted.pop(changelog, None)
         self._close(changelog)
 
-    def step(self, max_records: int) -> None:
-        """Open what is to be followed, or apply one batch, without waiting for more."""
+    def step(self, max_records: int) -> bool:
+        """Open what is to be followed, or apply one batch, without waiting for more; returns
+        whether there is likely to be more at once."""
         if time.monotonic() < self._paused_until:
-            return
+            return False
         try:
             changelog = next((each for each in self._wanted if not self._has(each)), None)
             if changelog is not None:
                 self._open(changelog)
-            elif self._wanted:
-                self._follower.step(max_records, 0.0)
+                return True
+            if self._wanted:
+                return self._follower.step(max_records, 0.0) == max_records
         except BrokerError as error:
             self._pause(error)
         except (StateError, StoreError) as error:
             self._close_all_and_pause(error)
+        return False
 
     def lag(self) -> int:
         """Changelog records that the copies do not have yet, at most; what has not been opened
