@@ -113,7 +113,7 @@ def test_a_running_up_is_looked_after(tmp_path: Path, environment: dict[str, str
         return found
 
     with up(tmp_path, environment):
-        assert run("topics", "check")[-1] == "5 ok"
+        assert run("topics", "check")[-1] == "6 ok"
         assert "src-data 8 exists" in run("topics", "create")
         assert run("db", "check")[-1] == "2 ok"
         assert run("db", "upgrade")[0].endswith(" already")
