@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,13 +45,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def freeze(process: subprocess.Popen[bytes]) -> None:
+    """Returns when it stands still, which it may not at once."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+
+
 def test_what_is_sent_while_the_broker_is_frozen_is_delivered_when_it_wakes(port, broker):
     with tansu_process(port) as tansu:
         broker.create_topics([TopicSpec("quotes", partitions=1)])
         producer = broker.producer(ProducerConfig())
         producer.send([QUOTE])
         assert producer.flush() == {QUOTES: 1}
-        tansu.send_signal(signal.SIGSTOP)
+        freeze(tansu)
         wake = threading.Timer(0.5, tansu.send_signal, [signal.SIGCONT])
         wake.start()
         producer.send([QUOTE, QUOTE])
@@ -64,7 +72,7 @@ def test_what_is_not_acknowledged_in_time_has_failed(port, broker):
         producer = broker.producer(ProducerConfig(delivery_timeout=1.0))
         producer.send([QUOTE])
         producer.flush()
-        tansu.send_signal(signal.SIGSTOP)
+        freeze(tansu)
         producer.send([QUOTE, QUOTE])
         with pytest.raises(DeliveryError, match=r"did not acknowledge 2 records: quotes\[0\]"):
             producer.flush()

@@ -21,6 +21,9 @@ from ratestream.streaming.local import LocalBroker
 from ratestream.up import control
 from ratestream.up.control import ask, is_served, serving
 
+TOPICS = 6
+"""Of the six services: four between them, a changelog and the probe of transactions."""
+
 
 @asynccontextmanager
 async def served(folder: Path) -> AsyncIterator[Deployment]:
@@ -42,8 +45,8 @@ def test_an_operation_is_done_on_the_other_side(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path) as deployment:
             made = await ask(tmp_path, CreateTopics())
-            assert [each.made for each in made] == [True] * 5
-            assert len(deployment.broker.describe_topics([each.name for each in made])) == 5
+            assert [each.made for each in made] == [True] * TOPICS
+            assert len(deployment.broker.describe_topics([each.name for each in made])) == TOPICS
             assert await ask(tmp_path, CheckTopics()) == await CheckTopics().run(deployment)
 
     asyncio.run(main())
@@ -78,7 +81,7 @@ def test_a_folder_with_a_long_name_is_reached_too(tmp_path: Path) -> None:
     async def main() -> Path:
         async with served(folder):
             assert is_served(folder)
-            assert len(await ask(folder, CreateTopics())) == 5
+            assert len(await ask(folder, CreateTopics())) == TOPICS
             link = (folder / "control.sock").readlink()
             assert stat.S_IMODE(link.parent.stat().st_mode) == 0o700
             return link
@@ -151,7 +154,7 @@ def test_a_request_that_is_too_long_harms_nobody(tmp_path: Path) -> None:
             with suppress(ConnectionError):  # it may be cut off before it has read the refusal
                 answer = await exchange(tmp_path, b"x" * (control.REQUEST_BYTES * 3) + b"\n")
                 assert b"an operation of more than 1048576 bytes" in answer
-            assert len(await ask(tmp_path, CreateTopics())) == 5
+            assert len(await ask(tmp_path, CreateTopics())) == TOPICS
 
     asyncio.run(main())
 
