@@ -102,6 +102,7 @@ class ConsumerConfig:
     out of range means: "error" raises `OffsetOutOfRange` from `poll`. Times are seconds, sizes
     bytes; `buffer_bytes` bounds what is fetched ahead. With an `instance_id` it is a static member
     of the group: its partitions stay its own while it is away for less than `session_timeout`.
+    (The local broker, whose members end with it, has no use for that.)
     """
 
     group: str | None = None
