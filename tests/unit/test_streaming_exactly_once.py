@@ -348,6 +348,35 @@ def test_the_first_records_of_a_poll_that_is_dropped_are_read_again(tmp_path: Pa
     asyncio.run(scenario())
 
 
+def test_a_partition_that_comes_back_is_not_read_from_where_it_was_given_away(
+    tmp_path: Path,
+) -> None:
+    def in_partition(number: int, *values: int) -> list[OutgoingRecord]:
+        return [OutgoingRecord("in", b"k%d" % number, b"%d" % n, number) for n in values]
+
+    async def scenario() -> None:
+        broker = TroubledBroker()
+        async with AppTester(counting_app(), broker, config(tmp_path)) as one:
+            one.write(in_partition(0, 0) + in_partition(1, 1))
+            await one.settle()
+            async with AppTester(counting_app(), broker, config(tmp_path)) as two:
+                while two.worker.readiness() or not any(owns(two, number) for number in (0, 1)):
+                    await asyncio.sleep(0.01)
+                given = next(number for number in (0, 1) if owns(two, number))
+                two.write(in_partition(given, 2, 3, 4))
+                await two.settle()
+            while not owns(one, given) or one.worker.readiness():
+                await asyncio.sleep(0.01)
+            broker.before = [TransactionAbortedError("the group has rebalanced")]
+            one.write(in_partition(1 - given, 5))
+            await one.settle()
+            assert not broker.before
+            assert sorted(n for n, _ in one.received("out")) == [0, 1, 2, 3, 4, 5]
+        broker.close()
+
+    asyncio.run(scenario())
+
+
 def test_half_of_what_is_sent_for_a_list_is_not_committed(tmp_path: Path) -> None:
     """Two agents take lists; while one is waited for, the time of the other's list comes."""
     app = App("taking", processing_guarantee="exactly_once")
@@ -559,6 +588,11 @@ def test_a_policy_that_is_none_is_refused(policy: dict[str, object]) -> None:
 def test_a_guarantee_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="processing_guarantee='most_of_the_time'"):
         App("app", processing_guarantee="most_of_the_time")  # type: ignore[arg-type]
+
+
+def owns(tester: AppTester, number: int) -> bool:
+    pipeline = tester.worker._pipeline
+    return pipeline is not None and pipeline.owns("in", number)
 
 
 def sample(app: App, name: str, **labels: str) -> float | None:
