@@ -378,31 +378,33 @@ def test_a_partition_that_comes_back_is_not_read_from_where_it_was_given_away(
 
 
 def test_half_of_what_is_sent_for_a_list_is_not_committed(tmp_path: Path) -> None:
-    """Two agents take lists; while one is waited for, the time of the other's list comes."""
+    """While a commit waits for one agent, the time of another's list comes."""
     app = App("taking", processing_guarantee="exactly_once")
-    topic = app.topic("in", value_type=int, partitions=1)
+    slow = app.topic("slow", value_type=int, partitions=1)
+    busy = app.topic("busy", value_type=int, partitions=1)
     out = app.topic("out", value_type=int, partitions=1)
-    has_failed = False
+    failures = ["not yet"]
 
-    @app.agent(topic, on_error=OnError(retries=5, backoff=0.01))
+    @app.agent(slow, on_error=OnError(retries=3, backoff=0.01))
     async def pass_on(stream: Stream[int]) -> None:
-        nonlocal has_failed
-        async for events in stream.take(100, within=0.1):
+        async for events in stream.take(100, within=0.4):
             for event in events:
                 await out.send(key="k", value=event.value)
-                await asyncio.sleep(0.2)
-            if not has_failed:
-                has_failed = True
-                raise ValueError("not yet")
+                await asyncio.sleep(0.3)
+            if failures:
+                raise ValueError(failures.pop())
 
-    @app.agent(topic)
+    @app.agent(busy)
     async def be_busy(stream: Stream[int]) -> None:
-        async for _ in stream.take(1, within=0.0):
-            await asyncio.sleep(0.15)
+        async for _ in stream.take(100, within=0.3):
+            await asyncio.sleep(0.3)
 
     async def scenario() -> None:
         async with AppTester(app, LocalBroker(None), config(tmp_path)) as tester:
-            tester.write(numbers(1, 2, 3))
+            while tester.worker.readiness():
+                await asyncio.sleep(0.01)
+            records = [OutgoingRecord("slow", b"k", b"%d" % n) for n in (1, 2, 3)]
+            tester.write([*records, OutgoingRecord("busy", b"k", b"0")])
             await tester.settle()
             assert tester.received("out") == [1, 2, 3]
 
