@@ -38,6 +38,7 @@ FENCED_PRODUCER = {
     KafkaError.PRODUCER_FENCED,
 }
 LEADER_CHANGED = {
+    KafkaError._NOENT,  # librdkafka's, when it knew of no leader the last time it looked
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
