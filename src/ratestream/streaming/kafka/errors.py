@@ -103,7 +103,8 @@ def kafka_exceptions() -> Iterator[None]:
     except SystemError as exc:
         if isinstance(exc.__cause__, KafkaException):
             raise exc.__cause__ from None
-        raise
+        # The error itself was lost on its way: seen of a flush when the producer was fenced.
+        raise KafkaException(KafkaError(KafkaError._FATAL, str(exc), fatal=True)) from exc
 
 
 def error_of(exc: KafkaException) -> KafkaError:
