@@ -102,7 +102,7 @@ class WorkerMetrics:
         )
         self.lag = Gauge(
             "ratestream_consumer_lag_records",
-            "Records between the position and the end of an assigned partition.",
+            "Records of an assigned partition that are not yet read, or whose work is not committed.",
             ["topic", "partition"],
             registry=registry,
         )

@@ -248,8 +248,12 @@ class Partitions:
             return [self._restorer.progress() or "restoring tables"]
         return []
 
-    def update_gauges(self, positions: Mapping[TopicPartition, int]) -> int | None:
-        """Returns how many records are to be read in all; None while it is not known what is.
+    def update_gauges(
+        self,
+        positions: Mapping[TopicPartition, int],
+        committed: Mapping[TopicPartition, int],
+    ) -> int | None:
+        """Returns how many records are to be committed in all; None while that is not known.
         Raises `BrokerError`."""
         for table in self._app.tables.values():
             table.refresh(self._is_restored)
@@ -257,18 +261,25 @@ class Partitions:
             self._metrics.table_entries.labels(table.name).set(table.estimated_entries())
         if self._standby:
             self._metrics.standby_lag.set(self._standby.lag())
-        lags = [self._update_lag(each, positions) for each in self.owned if self.is_wanted(each)]
+        wanted = filter(self.is_wanted, self.owned)
+        lags = [self._update_lag(each, positions, committed) for each in wanted]
         return None if self._to_open or self._to_resume or None in lags else sum(filter(None, lags))
 
     def _update_lag(
-        self, partition: TopicPartition, positions: Mapping[TopicPartition, int]
+        self,
+        partition: TopicPartition,
+        positions: Mapping[TopicPartition, int],
+        committed: Mapping[TopicPartition, int],
     ) -> int | None:
-        """None while it is not known where reading goes on."""
-        passed, done = self._consumer.position(partition), positions.get(partition)
+        """None while it is not known where reading goes on. What is read and not committed counts,
+        or work that is dropped and done again for ever would show no lag."""
+        passed, done = self._consumer.position(partition), committed.get(partition)
         if passed is None and done is None:
             return None
+        if positions.get(partition) in (None, done):  # nothing under way: only control records
+            done = max(passed or 0, done or 0)
         high = self._consumer.watermarks(partition, 1.0).high
-        lag = max(0, high - max(passed or 0, done or 0))
+        lag = max(0, high - (done or 0))
         self._metrics.lag.labels(partition.topic, str(partition.partition)).set(lag)
         return lag
 

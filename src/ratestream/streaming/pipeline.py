@@ -491,7 +491,8 @@ class Pipeline:
         if time.monotonic() - self._last_gauges < _GAUGES_SECONDS:
             return
         try:
-            if self._partitions.update_gauges(self._positions) == 0 and self.busy_since is None:
+            lag = self._partitions.update_gauges(self._positions, self._committed)
+            if lag == 0 and self.busy_since is None:
                 self._progress.made()
         except BrokerError as error:
             log.debug("lag_unknown", error=str(error))
