@@ -102,7 +102,7 @@ class WorkerMetrics:
         )
         self.lag = Gauge(
             "ratestream_consumer_lag_records",
-            "Records of an assigned partition that are not yet read, or whose work is not committed.",
+            "Records of an assigned partition not yet read, or whose work is not committed.",
             ["topic", "partition"],
             registry=registry,
         )
