@@ -13,7 +13,7 @@ GUARANTEE := exactly_once
 # `exec`, a SIGTERM that make passes on reaches them too, not a shell in between.
 FOREGROUND := $(VENV)/python scripts/foreground
 
-.PHONY: help run run-kafka test chaos bench-guarantees check docs lock clean
+.PHONY: help run run-kafka test chaos bench check docs lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -37,7 +37,7 @@ chaos: ## kill everything while quotes flow, and compare what comes out (QUOTES=
 	@exec $(FOREGROUND) $(VENV)/python -m tests.chaos --quotes $(QUOTES) --faults $(FAULTS) \
 		--seed $(SEED) --guarantee $(GUARANTEE)
 
-bench-guarantees: ## what exactly-once costs, and how long a takeover takes; some 15 minutes
+bench: ## measure beside the peers; hours. ARGS="latency --rounds 3" for less (Java, Maven)
 	@scripts/venv dev
 	@exec $(FOREGROUND) $(VENV)/python -m benchmarks $(ARGS)
 

@@ -1,7 +1,8 @@
-"""What the guarantees cost, measured on the real thing: `make bench-guarantees`.
+"""How fast ratestream is, beside its peers and beside the limit: `make bench`. README.md says how
+to read the figures and how to repeat them.
 
-`latency.py` and `recovery.py` are the two measurements, `figures.py` is what is computed,
-`stage.py` what both run on.
+Each benchmark is a module that `__main__.py` names. `rounds.py` runs subjects in turn, `report.py`
+is what is published, `figures.py` what is computed, `stage.py` what they run on.
 """
 
 

@@ -3,21 +3,24 @@ read on `aggregated-data` by a reader of committed records."""
 
 from __future__ import annotations
 
+import argparse
 import math
-import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import msgspec
 from confluent_kafka import Producer
-from rich.progress import Progress
+from rich.console import Console
 
 from benchmarks import BenchmarkError
 from benchmarks.figures import Pace, percentile
+from benchmarks.report import Report
+from benchmarks.rounds import Figures, Subject, measure
 from benchmarks.stage import (
     PAIRS,
     PARTITIONS,
@@ -27,6 +30,7 @@ from benchmarks.stage import (
     reading,
     running,
     service,
+    stage,
     wait_until,
 )
 from ratestream.events import Average
@@ -61,37 +65,29 @@ VARIANTS = (
 )
 
 
-@dataclass
-class Latencies:
-    """Of one variant, milliseconds: one value a round, of all quotes in it."""
-
-    p50: list[float] = field(default_factory=list)
-    p99: list[float] = field(default_factory=list)
-
-    def add(self, seconds: Sequence[float]) -> None:
-        self.p50.append(percentile(seconds, 50) * _MILLISECONDS)
-        self.p99.append(percentile(seconds, 99) * _MILLISECONDS)
-
-    def medians(self) -> tuple[float, float]:
-        return statistics.median(self.p50), statistics.median(self.p99)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rate", type=int, default=200, help="quotes a second, of latency")
+    parser.add_argument("--seconds", type=int, default=20, help="of a round of latency")
 
 
-def measure(
-    bootstrap: str, folder: Path, progress: Progress, rounds: int, rate: float, seconds: float
-) -> dict[Variant, Latencies]:
-    """Every variant once a round, in turn, so that what else the machine does meets all of them.
-    Raises `BenchmarkError`."""
-    found = {variant: Latencies() for variant in VARIANTS}
-    bar = progress.add_task("latency", total=rounds * len(VARIANTS))
-    for _ in range(rounds):
-        for variant, latencies in found.items():
-            words = f"latency, {variant.guarantee}, commits each {variant.commit_interval} s"
-            progress.update(bar, description=words)
-            progress.print(words)
-            latencies.add(_round(bootstrap, folder, variant, rate, seconds))
-            progress.print(f"p50 {latencies.p50[-1]:.0f} ms, p99 {latencies.p99[-1]:.0f} ms")
-            progress.advance(bar)
-    return found
+def run(options: argparse.Namespace, console: Console) -> Report:
+    with stage(console) as (bootstrap, folder, progress):
+        subjects = [
+            Subject(
+                f"{variant.guarantee}, commits each {variant.commit_interval} s",
+                partial(_figures, bootstrap, folder, variant, options),
+            )
+            for variant in VARIANTS
+        ]
+        found = measure(subjects, options.rounds, progress, "latency")
+    return Report("latency", {"rate": options.rate, "seconds": options.seconds}, found)
+
+
+def _figures(
+    bootstrap: str, folder: Path, variant: Variant, options: argparse.Namespace
+) -> Figures:
+    seconds = _round(bootstrap, folder, variant, options.rate, options.seconds)
+    return {f"p{at}_ms": percentile(seconds, at) * _MILLISECONDS for at in (50, 99, 100)}
 
 
 def _round(

@@ -5,26 +5,30 @@ The survivor has never had them: without a standby it restores them from the cha
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import msgspec
 from confluent_kafka import Producer
+from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import BenchmarkError
 from benchmarks.figures import Pace, Takeover, restores
+from benchmarks.report import Report
+from benchmarks.rounds import Figures, Subject, measure
 from benchmarks.stage import (
     PAIRS,
     PARTITIONS,
+    SESSION_TIMEOUT,
     Reader,
     is_ready,
     metric,
@@ -32,6 +36,7 @@ from benchmarks.stage import (
     reading,
     running,
     service,
+    stage,
     wait_until,
 )
 from ratestream.events import Average, Origin, Quote
@@ -45,41 +50,25 @@ _IDLE_SECONDS = 0.5
 _BUFFER_RECORDS = 50_000
 
 
-@dataclass
-class Recoveries:
-    """With or without a standby; one value a round. Seconds are from the kill until every
-    partition has given an average again, and, of those, what the restore took."""
-
-    seconds: list[float] = field(default_factory=list)
-    restored_records: list[int] = field(default_factory=list)
-    restored_seconds: list[float] = field(default_factory=list)
-
-    def medians(self) -> tuple[float, float, float]:
-        return (
-            statistics.median(self.seconds),
-            statistics.median(self.restored_records),
-            statistics.median(self.restored_seconds),
-        )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keys", type=int, default=1_000_000, help="of the table, of recovery (%(default)s)"
+    )
 
 
-def measure(
-    bootstrap: str, folder: Path, progress: Progress, rounds: int, keys: int
-) -> dict[bool, Recoveries]:
-    """By whether there was a standby, in turn. `keys` is rounded up to a multiple of the number
-    of pairs. Raises `BenchmarkError`."""
-    sources = -(-keys // len(PAIRS))
-    _fill(bootstrap, folder, progress, sources)
-    found = {False: Recoveries(), True: Recoveries()}
-    bar = progress.add_task("recovery", total=rounds * len(found))
-    for _ in range(rounds):
-        for standby, recoveries in found.items():
-            words = f"recovery, {'with' if standby else 'without'} a standby"
-            progress.update(bar, description=words)
-            progress.print(words)
-            _round(bootstrap, folder, sources, standby, recoveries)
-            progress.print(f"taken over after {recoveries.seconds[-1]:.1f} s")
-            progress.advance(bar)
-    return found
+def run(options: argparse.Namespace, console: Console) -> Report:
+    """The number of keys is rounded up to a multiple of the number of pairs."""
+    sources = -(-options.keys // len(PAIRS))
+    with stage(console) as (bootstrap, folder, progress):
+        _fill(bootstrap, folder, progress, sources)
+        subjects = [
+            Subject(name, partial(_figures, bootstrap, folder, sources, standby))
+            for name, standby in (("without a standby", False), ("with a standby", True))
+        ]
+        found = measure(subjects, options.rounds, progress, "recovery")
+    return Report(
+        "recovery", {"keys": options.keys, "session_timeout_seconds": SESSION_TIMEOUT}, found
+    )
 
 
 def _fill(bootstrap: str, folder: Path, progress: Progress, sources: int) -> None:
@@ -104,17 +93,19 @@ def _fill(bootstrap: str, folder: Path, progress: Progress, sources: int) -> Non
     shutil.rmtree(folder / "filling")
 
 
-def _round(
-    bootstrap: str, folder: Path, sources: int, standby: bool, recoveries: Recoveries
-) -> None:
+def _figures(bootstrap: str, folder: Path, sources: int, standby: bool) -> Figures:
+    """Seconds from the kill until every partition has given an average again, and, of those, what
+    the restore took."""
     with _two_aggregators(bootstrap, folder, sources, standby) as (victim, survivor):
         with reading(bootstrap, "aggregated-data") as reader, producing(bootstrap) as producer:
             takeover = _take_over(victim, reader, producer, sources)
         log = (survivor.data_dir / "output").read_text().splitlines()
     restored = restores(log, takeover.killed_at)
-    recoveries.seconds.append(takeover.longest)
-    recoveries.restored_records.append(restored.records)
-    recoveries.restored_seconds.append(restored.seconds)
+    return {
+        "takeover_seconds": takeover.longest,
+        "restore_seconds": restored.seconds,
+        "restored_records": restored.records,
+    }
 
 
 @contextmanager

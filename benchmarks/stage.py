@@ -1,7 +1,9 @@
-"""What the measurements run on: services as processes of their own, and a reader of results."""
+"""What the measurements run on: a Kafka and a folder for one benchmark, services as processes of
+their own, and a reader of results."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -10,8 +12,11 @@ from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import BenchmarkError
+from tests.support.kafka_servers import start_kafka
 from tests.support.processes import ServiceProcess
 
 SESSION_TIMEOUT = 6.0
@@ -22,6 +27,23 @@ _READ_RECORDS = 10_000
 _ASK_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 _DELIVERY_SECONDS = 30.0
+
+
+@contextmanager
+def stage(console: Console) -> Iterator[tuple[str, Path, Progress]]:
+    """Kafka's address, a folder and a progress bar. Nothing runs any more when this ends, whatever
+    ends it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ratestream-benchmark-") as folder,
+        start_kafka() as kafka,
+        progress_bars(console) as progress,
+    ):
+        yield kafka.bootstrap, Path(folder), progress
+
+
+def progress_bars(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
 class Reader:
