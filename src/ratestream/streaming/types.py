@@ -8,9 +8,13 @@ a position and a high watermark each name the first record not yet read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Literal, NamedTuple, Protocol
+
+import msgspec
 
 Headers = tuple[tuple[str, bytes], ...]
 ProcessingGuarantee = Literal["exactly_once", "at_least_once"]
@@ -23,8 +27,11 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A record as the broker keeps it. `timestamp` is milliseconds since the epoch, UTC."""
+
+    # One is made for every record read: a struct takes a fifth of the time of a named tuple, and
+    # the garbage collector need not look at it.
 
     topic: str
     partition: int
@@ -39,7 +46,16 @@ class Record(NamedTuple):
         return TopicPartition(self.topic, self.partition)
 
 
-class OutgoingRecord(NamedTuple):
+def by_partition(records: Sequence[Record]) -> Iterator[tuple[TopicPartition, list[Record]]]:
+    """Runs of records of one partition, in the order read; a partition may come more than once."""
+    for of, run in groupby(records, _TOPIC_AND_PARTITION):
+        yield TopicPartition(*of), list(run)
+
+
+_TOPIC_AND_PARTITION = attrgetter("topic", "partition")
+
+
+class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to be sent.
 
     Without a `partition` the key's murmur2 hash chooses one, as Kafka's own clients do; without
@@ -52,6 +68,14 @@ class OutgoingRecord(NamedTuple):
     partition: int | None = None
     timestamp: int | None = None
     headers: Headers = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        size = len(self.key or b"") + len(self.value or b"")
+        for name, content in self.headers:
+            size += len(name) + len(content)
+        return size
 
 
 @dataclass(frozen=True, slots=True)
