@@ -9,7 +9,7 @@ a position and a high watermark each name the first record not yet read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from typing import Literal, NamedTuple, Protocol
@@ -44,6 +44,18 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     @property
     def topic_partition(self) -> TopicPartition:
         return TopicPartition(self.topic, self.partition)
+
+
+@dataclass(slots=True)
+class Changes:
+    """What records of one partition leave behind: the newest value of each key (None: deleted) and,
+    if asked for, its timestamp. `next` is the offset after the last of the `records`, of which
+    several may have had the same key."""
+
+    values: dict[bytes, bytes | None] = field(default_factory=dict)
+    times: dict[bytes, int] = field(default_factory=dict)
+    next: int = 0
+    records: int = 0
 
 
 def by_partition(records: Sequence[Record]) -> Iterator[tuple[TopicPartition, list[Record]]]:
@@ -202,6 +214,12 @@ class Consumer(Protocol):
         """
         ...
 
+    def poll_changes(
+        self, max_records: int, timeout: float, *, with_times: bool
+    ) -> dict[TopicPartition, Changes]:
+        """As `poll`, for those who want what a log leaves behind, and no record of it."""
+        ...
+
     def assignment(self) -> frozenset[TopicPartition]:
         """The partitions this consumer has now."""
         ...
@@ -224,6 +242,12 @@ class Consumer(Protocol):
     def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
         """Asked of the broker, not of a cache. What is behind an open transaction does not count:
         it cannot be read yet. Raises `BrokerError`."""
+        ...
+
+    def stable_ends(
+        self, partitions: Sequence[TopicPartition], timeout: float = 10.0
+    ) -> dict[TopicPartition, int]:
+        """The high watermark of each, asked in one go. Raises `BrokerError`."""
         ...
 
     def log_end(self, partition: TopicPartition, timeout: float = 10.0) -> int:
