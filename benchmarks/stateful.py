@@ -12,9 +12,8 @@ from benchmarks.inputs import Quotes
 from benchmarks.report import Report, Target
 from benchmarks.rounds import Found, measure, ratio
 from benchmarks.stage import stage
-from benchmarks.streams import course
+from benchmarks.streams import RATE, course
 
-RATE = "outputs_per_second"
 _FEW, _MANY = 200, 100_000
 
 
