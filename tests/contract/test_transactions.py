@@ -422,4 +422,4 @@ def test_a_transaction_open_for_too_long_is_aborted(
 def test_this_broker_may_be_used_for_exactly_once(broker, unique_topic):
     probe = unique_topic(partitions=1)
     for name in ("one", "other", "one"):
-        broker.require_transactions(probe, f"{probe}-{name}")
+        broker.require_transactions(probe, f"{probe}-group", f"{probe}-{name}")
