@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -76,9 +77,8 @@ class KafkaBroker:
 
     def require_transactions(self, probe: str, group: str, transactional_id: str) -> None:
         partition = TopicPartition(probe, 0)
-        config = ConsumerConfig(group=group, client_id=transactional_id)
         with (
-            closing(self.consumer(config)) as consumer,
+            closing(self._outsider(group, transactional_id)) as consumer,
             closing(self._probing(transactional_id)) as producer,
         ):
             consumer.assign({partition: consumer.log_end(partition)})
@@ -86,6 +86,13 @@ class KafkaBroker:
             self._require_offsets(producer, consumer, partition)
             with closing(self._probing(transactional_id)):
                 self._require_fencing(producer, consumer, partition)
+
+    def _outsider(self, group: str, client_id: str) -> KafkaConsumer:
+        """One that never joins. With the new protocol it would call itself a member all the same,
+        whom a group that has members does not know."""
+        kafka = replace(self._config, group_protocol="classic")
+        config = ConsumerConfig(group=group, client_id=client_id)
+        return KafkaConsumer(kafka, config, self._admin, self._reachability)
 
     def _probing(self, transactional_id: str) -> KafkaTransactionalProducer:
         config = ProducerConfig(client_id=transactional_id)
