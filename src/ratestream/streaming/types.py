@@ -382,10 +382,11 @@ class Broker(Protocol):
         complete, when this returns. Raises `BrokerError` when it cannot be had in time."""
         ...
 
-    def require_transactions(self, probe: str, transactional_id: str) -> None:
+    def require_transactions(self, probe: str, group: str, transactional_id: str) -> None:
         """Find out, by using the topic `probe`, whether transactions do here what Apache Kafka's
-        do. Raises `ConfigurationError` that names what is missing, `BrokerError` when it cannot be
-        found out now."""
+        do: hide what was aborted, commit offsets of `group`, fence a producer whose id another one
+        has taken. Raises `ConfigurationError` that names what is missing, `BrokerError` when it
+        cannot be found out now."""
         ...
 
     def cluster_id(self) -> str:
