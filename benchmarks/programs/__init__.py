@@ -1,0 +1,1 @@
+"""Programs that are measured beside ratestream, each a process of its own."""
