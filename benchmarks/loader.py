@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -206,6 +204,7 @@ async def _empty_all(url: str) -> None:
 def _loader(bootstrap: str, folder: Path, url: str, quotes: int) -> Figures:
     """The real service, from its first row to the commit of its last one."""
     asyncio.run(_empty_all(url))
+    _forget_group(bootstrap)
     data = folder / "db_loader"
     loader = service("db_loader", bootstrap, data, {"RATESTREAM_POSTGRES__URL": url})
     try:
@@ -213,6 +212,14 @@ def _loader(bootstrap: str, folder: Path, url: str, quotes: int) -> Figures:
             return asyncio.run(_until_loaded(url, quotes, loader))
     finally:
         shutil.rmtree(data, ignore_errors=True)
+
+
+def _forget_group(bootstrap: str) -> None:
+    """Where Postgres knows nothing of a partition, the loader starts where its group stands."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for each in admin.list_consumer_groups().result().valid or ():
+        if each.group_id == "db_loader":
+            admin.delete_consumer_groups(["db_loader"])["db_loader"].result()
 
 
 async def _until_loaded(url: str, quotes: int, loader: ServiceProcess) -> Figures:

@@ -99,7 +99,9 @@ async def load(consumer: Consumer, sessions: Sessions, seconds: float, batch: in
 
 
 async def main(bootstrap: str, url: str, seconds: float, batch: int) -> None:
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url))
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url)
+    )
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
