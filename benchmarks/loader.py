@@ -244,7 +244,7 @@ async def _until_loaded(url: str, quotes: int, loader: ServiceProcess) -> Figure
 
 def _peer(bootstrap: str, url: str, batch: int) -> Figures:
     asyncio.run(_empty_all(url))
-    command = [sys.executable, "-m", "benchmarks.programs.loader_sqlalchemy"]
+    command = [sys.executable, "-m", "benchmarks.plain.loader"]
     ended = subprocess.run(
         [*command, bootstrap, url, str(_PEER_SECONDS), str(batch)],
         capture_output=True,

@@ -1,5 +1,8 @@
 """The pipeline: assign, restore, poll, decode, run, commit, revoke. `Pipeline.run` shows it all.
 
+One batch is committed while agents work on the next one. What a commit holds is collected while all
+agents are idle, so that it ends between two records; only one is under way at a time.
+
 A setback (an aborted transaction, lost partitions, agents too slow for a rebalance, an agent that
 raised) does not end it: what is not committed is dropped and read again, in the same group. An
 error of the broker does; the next pipeline then finds out what was committed.
@@ -14,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
@@ -41,13 +44,13 @@ from ratestream.streaming.streams import (
     wait_until_idle,
 )
 from ratestream.streaming.threads import BrokerThread
-from ratestream.streaming.topics import AnyTopic
 from ratestream.streaming.types import (
     ConsumerConfig,
     OutgoingRecord,
     ProducerConfig,
     Record,
     TopicPartition,
+    by_partition,
 )
 
 T = TypeVar("T")
@@ -94,6 +97,8 @@ class Pipeline:
         self._committed: dict[TopicPartition, int] = {}
         """Up to where each partition is committed, or where it was first read: the way back."""
         self._passed: dict[TopicPartition, int] = {}
+        self._writing: asyncio.Future[None] | None = None
+        """The commit that is under way."""
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
         self._last_commit = self._last_gauges = self._last_passed = time.monotonic()
         self._records_since_commit = 0
@@ -125,17 +130,18 @@ class Pipeline:
 
     async def _turn(self) -> None:
         records = await self._thread.call(self._poll)
-        for record in records:  # whatever becomes of them now, this is where to read them again
-            self._committed.setdefault(record.topic_partition, record.offset)
+        for partition, run in by_partition(records):  # whatever becomes of them, the way back
+            self._committed.setdefault(partition, run[0].offset)
         self._raise_broken()
         if self._partitions.unplaced:
             await self._place_sinks()
-        if records:
-            await self._process(records)
-        elif self._passed:
-            self._positions |= self._passed
+        self._positions |= self._passed
         if self._commit_is_due(drained=not records):
-            await self._commit()
+            await self._begin_commit()
+        try:
+            await self._process(records)
+        finally:
+            await self._end_commit()
 
     def _connect(self) -> None:
         config, app = self._config, self._app
@@ -204,6 +210,8 @@ class Pipeline:
         return self._partitions.passed(self._positions)
 
     async def _process(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
         self._metrics.batch_size.observe(len(records))
         with self._metrics.batch_seconds.time():
             events, rejected = self._decode(records)
@@ -213,7 +221,7 @@ class Pipeline:
                 running.stream.feed(events.get(running.agent.topic.name, ()))
             await self._wait_for_agents()
             while any(running.stream.has_more for running in self._agents):
-                await self._commit()  # they wait for the outbox to be emptied
+                await self._begin_commit()  # they wait for the outbox to be emptied
                 for running in self._agents:
                     running.stream.feed(())
                 await self._wait_for_agents()
@@ -226,25 +234,25 @@ class Pipeline:
         whose agent has failed for good, are rejected; what a sink would have read is returned."""
         events: dict[str, list[Event]] = {}
         rejected: list[OutgoingRecord] = []
-        topic: AnyTopic | None = None
-        for record in records:
-            if topic is None or topic.name != record.topic:
-                topic = self._app.topics[record.topic]
-                of_topic = events.setdefault(topic.name, [])
-            try:
-                self._retries.check(record)
-                key = topic.key_codec.decode(record.key)
-                of_topic.append(Event(key, topic.value_codec.decode(record.value), record))
-            except DecodeError as error:
-                self._metrics.records_in.labels(record.topic).inc()
-                letter = self._rejections.record(record, str(error))
-                if self._partitions.sink_of(record.topic_partition):
-                    rejected.append(letter)
-                else:
-                    self._outbox.add(letter)
-            self._positions[record.topic_partition] = record.offset + 1
-        for name, decoded in events.items():
-            self._metrics.records_in.labels(name).inc(len(decoded))
+        for partition, run in by_partition(records):
+            topic = self._app.topics[partition.topic]
+            decode_key, decode_value = topic.key_codec.decode, topic.value_codec.decode
+            of_topic = events.setdefault(topic.name, [])
+            given_up = self._retries.given_up
+            for record in run:
+                try:
+                    if given_up:
+                        self._retries.check(record)
+                    event = Event(decode_key(record.key), decode_value(record.value), record)
+                    of_topic.append(event)
+                except DecodeError as error:
+                    letter = self._rejections.record(record, str(error))
+                    if self._partitions.sink_of(partition):
+                        rejected.append(letter)
+                    else:
+                        self._outbox.add(letter)
+            self._positions[partition] = run[-1].offset + 1
+            self._metrics.records_in.labels(topic.name).inc(len(run))
         return events, rejected
 
     async def _put_directly(self, records: Sequence[OutgoingRecord]) -> None:
@@ -296,10 +304,17 @@ class Pipeline:
             or time.monotonic() - self._last_commit >= self._config.commit_interval
         )
 
-    async def _commit(self) -> None:
+    async def _begin_commit(self) -> None:
+        """Of everything done until now, when the one before it has ended."""
+        await self._end_commit()
         work = await self._collect_from_idle(self._wait_for_agents)
         if work:
-            await self._thread.call(self._write, work)
+            self._writing = self._thread.start(self._write, work)
+
+    async def _end_commit(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing
 
     async def _collect_from_idle(self, wait: Callable[[], Awaitable[None]]) -> Uncommitted:
         """When all agents are idle at once: the time of a list of `take` may come at any moment,
@@ -326,11 +341,13 @@ class Pipeline:
         return Uncommitted(self._outbox.take(), changes, advanced)
 
     def _write(self, work: Uncommitted) -> None:
+        """What fails keeps all that comes after it from being committed, too."""
         self._raise_broken()
-        if not work.positions.keys() <= self._partitions.owned:
-            raise SetbackError("partitions went away before what was read of them was committed")
-        with self._metrics.commit_seconds.time():
-            done = self._committer.commit(work)
+        try:
+            done = self._commit(work)
+        except StreamingError as error:
+            self._broken = error
+            raise
         self._committed.update(done)
         self._retries.forget_before(done)
         self._metrics.last_commit.set_to_current_time()
@@ -338,6 +355,12 @@ class Pipeline:
         if done:
             self._setbacks = 0
             self._progress.made()
+
+    def _commit(self, work: Uncommitted) -> Mapping[TopicPartition, int]:
+        if not work.positions.keys() <= self._partitions.owned:
+            raise SetbackError("partitions went away before what was read of them was committed")
+        with self._metrics.commit_seconds.time():
+            return self._committer.commit(work)
 
     # setbacks
 

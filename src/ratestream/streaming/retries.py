@@ -18,7 +18,8 @@ class Retries:
         self.alone: set[RecordId] = set()
         """Those of which one must have been at fault: `take` gives out each of them alone."""
         self._attempts: dict[RecordId, int] = {}
-        self._given_up: dict[RecordId, str] = {}
+        self.given_up: dict[RecordId, str] = {}
+        """Those that are rejected instead of being decoded, and why."""
 
     def delay_after(self, error: AgentError, policy: OnError | None) -> float:
         """Seconds to wait before what is not committed is read again. Raises `error` when that is
@@ -34,14 +35,12 @@ class Retries:
             return min(_LONGEST_BACKOFF_SECONDS, policy.backoff * 2.0 ** (attempt - 1))
         if policy.then == "stop":
             raise error
-        self._given_up[record] = str(error)
+        self.given_up[record] = str(error)
         return 0.0
 
     def check(self, record: Record) -> None:
         """Raises `DecodeError`, with the agent's error as the reason, for what was given up."""
-        if not self._given_up:
-            return
-        reason = self._given_up.get((record.topic, record.partition, record.offset))
+        reason = self.given_up.get((record.topic, record.partition, record.offset))
         if reason is not None:
             raise DecodeError(reason)
 
@@ -56,4 +55,4 @@ class Retries:
         for each in [each for each in {*self._attempts, *self.alone} if is_done(each)]:
             self.alone.discard(each)
             self._attempts.pop(each, None)
-            self._given_up.pop(each, None)
+            self.given_up.pop(each, None)

@@ -21,7 +21,10 @@ from collections.abc import (
 )
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from operator import attrgetter
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
 
 from ratestream.streaming.errors import (
     AgentError,
@@ -39,15 +42,20 @@ RecordId = tuple[str, int, int]
 """Topic, partition and offset."""
 
 _TURN_SECONDS = 0.01
+_value, _key_and_value = attrgetter("value"), attrgetter("key", "value")
 _REASON_BYTES = 1_000
 
 
-class Event(NamedTuple):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """A record with its decoded key and value."""
 
     key: Any
     value: Any
     record: Record
+
+
+def _whole(event: Event) -> Event:
+    return event
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +108,25 @@ class Stream(Generic[V]):
         self._sink_positions: dict[TopicPartition, int | None] = {}
 
     def __aiter__(self) -> AsyncIterator[V]:
-        return self._values()
+        return self._each(_value)
 
-    async def _values(self) -> AsyncIterator[V]:
-        async for event in self.records():
-            yield event.value
-
-    async def items(self) -> AsyncIterator[tuple[Any, V]]:
+    def items(self) -> AsyncIterator[tuple[Any, V]]:
         """Keys and values."""
-        async for event in self.records():
-            yield event.key, event.value
+        return self._each(_key_and_value)
 
-    async def records(self) -> AsyncIterator[Event]:
+    def records(self) -> AsyncIterator[Event]:
         """Key, value and everything the broker knows of each record."""
+        return self._each(_whole)
+
+    async def _each(self, part: Callable[[Event], Any]) -> AsyncIterator[Any]:
         waiting, work = self._waiting, self._work
         while True:
             while waiting:
-                event = waiting.popleft()
-                self._current = event
-                work.partition = event.record.partition
-                work.timestamp = event.record.timestamp
-                yield event
+                self._current = event = waiting.popleft()
+                record = event.record
+                work.partition = record.partition
+                work.timestamp = record.timestamp
+                yield part(event)
                 if work.outbox.is_full:
                     self._current = work.partition = None
                     await self._wait_to_be_fed(None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ class Outbox(Protocol):
     @property
     def is_full(self) -> bool: ...
 
-    async def put(self, record: OutgoingRecord) -> None: ...
+    def put(self, record: OutgoingRecord) -> Awaitable[None]: ...
 
 
 class Work:
@@ -58,17 +58,19 @@ class Topic(Generic[K, V]):
         self.name = spec.name
         self.key_codec = codec_for(key_type)
         self.value_codec = codec_for(value_type)
+        self._needs_key = spec.cleanup_policy == "compact"
+        self._max_bytes = spec.max_message_bytes
         self.direct: Outbox | None = None
         """Where sends from outside agents go; the worker sets it while it runs."""
 
-    async def send(
+    def send(
         self,
         *,
         key: K | None = None,
         value: V | None,
         timestamp: int | None = None,
         headers: Mapping[str, bytes] | Headers = (),
-    ) -> None:
+    ) -> Awaitable[None]:
         """Send one record. `timestamp` is milliseconds since the epoch, UTC; now if left out.
         Raises `MessageTooLargeError` when the topic would not take it."""
         record = self.encode(key, value, timestamp, headers)
@@ -76,7 +78,7 @@ class Topic(Generic[K, V]):
         outbox = self.direct if work is None else work.outbox
         if outbox is None:
             raise ConfigurationError(f"{self.name}: nothing can be sent before the worker runs")
-        await outbox.put(record)
+        return outbox.put(record)
 
     def encode(
         self,
@@ -89,20 +91,15 @@ class Topic(Generic[K, V]):
         raw_key = None if key is None else self.key_codec.encode(key)
         raw_value = None if value is None else self.value_codec.encode(value)
         raw_headers = tuple(headers.items()) if isinstance(headers, Mapping) else headers
-        if raw_key is None and self.spec.cleanup_policy == "compact":
+        if raw_key is None and self._needs_key:
             raise ConfigurationError(f"{self.name} is compacted: a record needs a key")
-        self._check_size(raw_key, raw_value, raw_headers)
-        return OutgoingRecord(self.name, raw_key, raw_value, None, timestamp, raw_headers)
-
-    def _check_size(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
-        size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"")
-        for name, content in headers:
-            size += len(name) + len(content)
-        if size > self.spec.max_message_bytes:
+        record = OutgoingRecord(self.name, raw_key, raw_value, None, timestamp, raw_headers)
+        size = RECORD_OVERHEAD_BYTES + record.size
+        if size > self._max_bytes:
             raise MessageTooLargeError(
-                f"{self.name}: a record of {size} bytes, "
-                f"max_message_bytes allows {self.spec.max_message_bytes}"
+                f"{self.name}: a record of {size} bytes, max_message_bytes allows {self._max_bytes}"
             )
+        return record
 
 
 AnyTopic = Topic[Any, Any]

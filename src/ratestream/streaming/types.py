@@ -8,9 +8,13 @@ a position and a high watermark each name the first record not yet read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Literal, NamedTuple, Protocol
+
+import msgspec
 
 Headers = tuple[tuple[str, bytes], ...]
 ProcessingGuarantee = Literal["exactly_once", "at_least_once"]
@@ -23,8 +27,11 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A record as the broker keeps it. `timestamp` is milliseconds since the epoch, UTC."""
+
+    # One is made for every record read: a struct takes a fifth of the time of a named tuple, and
+    # the garbage collector need not look at it.
 
     topic: str
     partition: int
@@ -39,7 +46,28 @@ class Record(NamedTuple):
         return TopicPartition(self.topic, self.partition)
 
 
-class OutgoingRecord(NamedTuple):
+@dataclass(slots=True)
+class Changes:
+    """What records of one partition leave behind: the newest value of each key (None: deleted) and,
+    if asked for, its timestamp. `next` is the offset after the last of the `records`, of which
+    several may have had the same key."""
+
+    values: dict[bytes, bytes | None] = field(default_factory=dict)
+    times: dict[bytes, int] = field(default_factory=dict)
+    next: int = 0
+    records: int = 0
+
+
+def by_partition(records: Sequence[Record]) -> Iterator[tuple[TopicPartition, list[Record]]]:
+    """Runs of records of one partition, in the order read; a partition may come more than once."""
+    for of, run in groupby(records, _TOPIC_AND_PARTITION):
+        yield TopicPartition(*of), list(run)
+
+
+_TOPIC_AND_PARTITION = attrgetter("topic", "partition")
+
+
+class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to be sent.
 
     Without a `partition` the key's murmur2 hash chooses one, as Kafka's own clients do; without
@@ -52,6 +80,14 @@ class OutgoingRecord(NamedTuple):
     partition: int | None = None
     timestamp: int | None = None
     headers: Headers = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        size = len(self.key or b"") + len(self.value or b"")
+        for name, content in self.headers:
+            size += len(name) + len(content)
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +214,12 @@ class Consumer(Protocol):
         """
         ...
 
+    def poll_changes(
+        self, max_records: int, timeout: float, *, with_times: bool
+    ) -> dict[TopicPartition, Changes]:
+        """As `poll`, for those who want what a log leaves behind, and no record of it."""
+        ...
+
     def assignment(self) -> frozenset[TopicPartition]:
         """The partitions this consumer has now."""
         ...
@@ -200,6 +242,12 @@ class Consumer(Protocol):
     def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
         """Asked of the broker, not of a cache. What is behind an open transaction does not count:
         it cannot be read yet. Raises `BrokerError`."""
+        ...
+
+    def stable_ends(
+        self, partitions: Sequence[TopicPartition], timeout: float = 10.0
+    ) -> dict[TopicPartition, int]:
+        """The high watermark of each, asked in one go. Raises `BrokerError`."""
         ...
 
     def log_end(self, partition: TopicPartition, timeout: float = 10.0) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import confluent_kafka as librdkafka
@@ -27,6 +28,13 @@ def raise_partition_error(partitions: Sequence[librdkafka.TopicPartition] | None
     for partition in partitions or ():
         if partition.error is not None:
             raise KafkaException(partition.error)
+
+
+def runs(messages: Iterable[Message]) -> Iterator[tuple[TopicPartition, list[Message]]]:
+    """Of one partition each, in the order given. `messages` have no errors."""
+    for topic, of_topic in groupby(messages, Message.topic):
+        for number, run in groupby(of_topic, Message.partition):
+            yield TopicPartition(topic or "", number or 0), list(run)
 
 
 def partition_of(message: Message) -> TopicPartition:

@@ -11,12 +11,14 @@ from ratestream.streaming.errors import BrokerError, FencedError
 from ratestream.streaming.local.groups import Group, Member
 from ratestream.streaming.local.storage import Batch, Log, Storage, decode, partition_name
 from ratestream.streaming.types import (
+    Changes,
     ConsumerConfig,
     OffsetOutOfRange,
     RebalanceListener,
     Record,
     TopicPartition,
     Watermarks,
+    by_partition,
 )
 
 
@@ -68,6 +70,19 @@ class LocalConsumer:
                 if not has_to_move:
                     self._wait(remaining)
 
+    def poll_changes(
+        self, max_records: int, timeout: float, *, with_times: bool
+    ) -> dict[TopicPartition, Changes]:
+        found: dict[TopicPartition, Changes] = {}
+        for partition, run in by_partition(self.poll(max_records, timeout)):
+            changes = found.setdefault(partition, Changes())
+            changes.values.update((each.key or b"", each.value) for each in run)
+            if with_times:
+                changes.times.update((each.key or b"", each.timestamp) for each in run)
+            changes.records += len(run)
+            changes.next = run[-1].offset + 1
+        return found
+
     def assignment(self) -> frozenset[TopicPartition]:
         return frozenset(self._cursors)
 
@@ -93,6 +108,11 @@ class LocalConsumer:
             self._storage.require_open()
             extent = self._storage.log(partition).extent
             return Watermarks(extent.low, extent.high)
+
+    def stable_ends(
+        self, partitions: Sequence[TopicPartition], timeout: float = 10.0
+    ) -> dict[TopicPartition, int]:
+        return {each: self.watermarks(each).high for each in partitions}
 
     def log_end(self, partition: TopicPartition, timeout: float = 10.0) -> int:
         return self.watermarks(partition).high

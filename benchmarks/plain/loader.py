@@ -1,6 +1,6 @@
 """Quotes from Kafka into Postgres, as SQLAlchemy's tutorial would have it, at least once.
 
-    python -m benchmarks.programs.loader_sqlalchemy BOOTSTRAP DATABASE_URL SECONDS BATCH
+    python -m benchmarks.plain.loader BOOTSTRAP DATABASE_URL SECONDS BATCH
 
 With a BATCH of 1 each message is one object, added to a session of its own and committed; with more
 it is one `executemany` and commit for so many. Prints rows and seconds, as JSON, when there is
