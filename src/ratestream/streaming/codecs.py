@@ -38,10 +38,9 @@ class RawCodec:
 
 
 class TextCodec:
-    """UTF-8 text; None is None."""
+    """UTF-8 text; a missing one is read as None."""
 
-    def encode(self, value: str | None) -> bytes | None:
-        return None if value is None else value.encode()
+    encode = staticmethod(str.encode)
 
     def decode(self, data: bytes | None) -> str | None:
         try:

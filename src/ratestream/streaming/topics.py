@@ -66,6 +66,8 @@ class Topic(Generic[K, V]):
         self.name = spec.name
         self.key_codec = codec_for(key_type)
         self.value_codec = codec_for(value_type)
+        self._encode_key = self.key_codec.encode
+        self._encode_value = self.value_codec.encode
         self._needs_key = spec.cleanup_policy == "compact"
         self._max_size = spec.max_message_bytes - RECORD_OVERHEAD_BYTES
         self.direct: Outbox | None = None
@@ -105,8 +107,8 @@ class Topic(Generic[K, V]):
         headers: Mapping[str, bytes] | Headers,
     ) -> tuple[OutgoingRecord, int]:
         """The record and its size."""
-        raw_key = None if key is None else self.key_codec.encode(key)
-        raw_value = None if value is None else self.value_codec.encode(value)
+        raw_key = None if key is None else self._encode_key(key)
+        raw_value = None if value is None else self._encode_value(value)
         if raw_key is None and self._needs_key:
             raise ConfigurationError(f"{self.name} is compacted: a record needs a key")
         if headers and isinstance(headers, Mapping):
