@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 from ratestream.streaming.errors import DeliveryError, FencedError, MessageTooLargeError
@@ -23,6 +24,7 @@ from ratestream.streaming.types import (
 )
 
 _MAX_FENCED_COMMITS = 20
+_TOPIC = attrgetter("topic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class ExactlyOnce:
 
 
 def _count(metrics: WorkerMetrics, records: Sequence[OutgoingRecord]) -> None:
-    metrics.count_sent(Counter(record.topic for record in records))
+    metrics.count_sent(Counter(map(_TOPIC, records)))
 
 
 def _write_stores(changes: Sequence[TableChanges], ends: Mapping[TopicPartition, int]) -> None:

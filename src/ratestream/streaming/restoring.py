@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -38,13 +38,6 @@ class Copy:
     @property
     def remaining(self) -> int:
         return max(0, self.end - self.position)
-
-
-@dataclass(slots=True)
-class _Changes:
-    changes: dict[bytes, bytes | None] = field(default_factory=dict)
-    times: dict[bytes, int] = field(default_factory=dict)
-    next: int = 0
 
 
 class Follower:
@@ -95,25 +88,20 @@ class Follower:
             self._consumer.assign({each: copy.position for each, copy in self.copies.items()})
         self._must_assign = True
         try:
-            records = self._consumer.poll(max_records, timeout)
+            with_times = any(copy.store.timed for copy in self.copies.values())
+            found = self._consumer.poll_changes(max_records, timeout, with_times=with_times)
         except OffsetOutOfRange as error:
             self._start_over(error.partition)
             return 0
-        batches: dict[TopicPartition, _Changes] = {}
-        for record in records:
-            batch = batches.setdefault(record.topic_partition, _Changes())
-            key = record.key or b""
-            batch.changes[key], batch.times[key] = record.value, record.timestamp
-            batch.next = record.offset + 1
-        for changelog, batch in batches.items():
+        for changelog, changes in found.items():
             copy = self.copies[changelog]
-            copy.store.write(batch.changes, batch.next, batch.times, is_current=False)
-            copy.position = batch.next
-            self._metrics.restored.labels(copy.table.name).inc(len(batch.changes))
+            copy.store.write(changes.values, changes.next, changes.times, is_current=False)
+            copy.position = changes.next
+            self._metrics.restored.labels(copy.table.name).inc(len(changes.values))
         for changelog, copy in self.copies.items():
             copy.position = max(copy.position, self._consumer.position(changelog) or 0)
         self._must_assign = False
-        return len(records)
+        return sum(changes.records for changes in found.values())
 
     def lag(self, timeout: float) -> int:
         """Offsets between the copies and the ends that their changelogs have now; a copy without
