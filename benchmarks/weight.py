@@ -134,7 +134,7 @@ def _printing_figures(
 ) -> Figures:
     """Of a program that is ready when it has printed lines that begin with these."""
     started = time.monotonic()
-    with psutil.Popen(
+    with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -143,11 +143,12 @@ def _printing_figures(
         env={**os.environ, **(environment or {})},
     ) as process:
         try:
+            assert process.stdout is not None
             _read_until(set(lines), process.stdout)
             return _at_rest(started, process.pid, rest)
         finally:
             process.terminate()
-            with suppress(psutil.TimeoutExpired):
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_SECONDS)
             process.kill()
 
