@@ -1,6 +1,6 @@
 """Quotes that wait on `processed-data` before a data_aggregator starts, and how far it has come.
 
-Written partition by number, so that every partition has the same share of pairs, keys and quotes.
+Each record's partition is given, so that every partition has the same share of pairs, keys and quotes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from rich.progress import Progress
 
@@ -64,11 +64,11 @@ class Key:
 
 def quotes(keys: int, total: int) -> Iterator[Message]:
     """So many quotes, which come to each of the keys in turn."""
-    encode, now, origin = msgspec.json.Encoder().encode, datetime.now(UTC), Origin("src-data", 0, 0)
+    encode, started = msgspec.json.Encoder().encode, datetime.now(UTC)
     for number in range(total):
-        key = Key(number % keys)
-        value = Decimal(number % 100_000 + 1) / 1000
-        quote = Quote(key.pair, key.source, value, now, now, origin)
+        key, at = Key(number % keys), started + timedelta(microseconds=number)
+        value, origin = Decimal(number % 100_000 + 1) / 1000, Origin("src-data", 0, number)
+        quote = Quote(key.pair, key.source, value, at, at, origin)
         yield "processed-data", key.partition, key.pair.encode(), encode(quote)
 
 
@@ -88,12 +88,9 @@ class Backlog:
         there = names & self._admin.list_topics(timeout=_SECONDS).topics.keys()
         for future in self._admin.delete_topics(list(there)).values() if there else ():
             future.result(_SECONDS)
-        for future in self._admin.delete_consumer_groups([SERVICE]).values():
-            try:
-                future.result(_SECONDS)
-            except KafkaException as error:
-                if error.args[0].name() != "GROUP_ID_NOT_FOUND":
-                    raise
+        groups = self._admin.list_consumer_groups(request_timeout=_SECONDS).result(_SECONDS)
+        if SERVICE in {each.group_id for each in groups.valid}:
+            self._admin.delete_consumer_groups([SERVICE])[SERVICE].result(_SECONDS)
         with closing(KafkaBroker(KafkaConfig(self._bootstrap))) as broker:
             broker.create_topics(specs)
 
@@ -126,17 +123,25 @@ def _make_room(producer: Producer) -> None:
 
 
 def quotes_per_second(backlog: Backlog, per_partition: int, seconds: float) -> float:
-    """Watched for so many seconds, or until one of the partitions, of so many quotes, is all read.
-    Raises `BenchmarkError` when that is too soon to tell."""
-    started = now = time.monotonic()
-    first, last = sum(backlog.read().values()), 0
-    watched = 0.0
-    while now - started < seconds:
+    """From the first commit on, for so many seconds, or until one of the partitions, of so many
+    quotes, is all read. Raises `BenchmarkError` when that is too soon to tell, or none comes."""
+    first = _first_read(backlog)
+    started, last, watched = time.monotonic(), first, 0.0
+    while watched < seconds:
         time.sleep(_LOOK_SECONDS)
         found, now = backlog.read(), time.monotonic()
-        if max(found.values(), default=0) >= per_partition:
+        if max(found.values()) >= per_partition:
             break
         last, watched = sum(found.values()), now - started
     if watched < _SHORTEST_SECONDS:
         raise BenchmarkError(f"{per_partition * PARTITIONS} quotes are too few: they were all read")
     return (last - first) / watched
+
+
+def _first_read(backlog: Backlog) -> int:
+    deadline = time.monotonic() + _SECONDS
+    while not (read := sum(backlog.read().values())):
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"no quote was read within {_SECONDS} s")
+        time.sleep(_LOOK_SECONDS)
+    return read

@@ -2,67 +2,45 @@
 
 data_processor, data_aggregator and db_loader run as processes of their own, with the settings that
 they have by default (`RATESTREAM_…` variables change them), on one broker of Apache Kafka and one
-Postgres that waits for its disk. The answers are either made here, put on `src-data` at an even
-pace, or come from demo_server through data_requester. The first can be had at any rate and takes
-little from a machine that the services need; the second shows that nothing is missing in the first.
+Postgres that waits for its disk. `flows.py` has what flows.
 
 The time begins with `received_at`, when the source's answer is there, and ends when somebody who
 asks Postgres again and again sees the row (`visibility.py`). "readable" is when the average can be
-read on `aggregated-data` by a reader of committed records, one hop earlier.
+read on `aggregated-data` by a reader of committed records, one hop earlier. `busy_cores` are those
+of the whole machine: when it has no more, it is the machine that is late.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count, cycle, islice
-from pathlib import Path
-from threading import Event, Thread
 from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
-from confluent_kafka import Producer
 from rich.console import Console
 
 from benchmarks import BenchmarkError
-from benchmarks.figures import Pace, percentile
+from benchmarks.figures import percentile
+from benchmarks.flows import MOST_ANSWERS_PER_SECOND, Flow, Paced, Place, Polled
 from benchmarks.report import Report, Target
 from benchmarks.rounds import Figures, Found, Subject, measure
-from benchmarks.stage import (
-    PARTITIONS,
-    Reader,
-    is_ready,
-    postgres,
-    producing,
-    reading,
-    running,
-    service,
-    stage,
-    wait_until,
-)
+from benchmarks.stage import Reader, is_ready, postgres, reading, running, stage, wait_until
 from benchmarks.usage import Cores
 from benchmarks.visibility import first_seen, watching
 from ratestream.events import Average
-from ratestream.rates.currencies import ACTIVE
 from ratestream.settings import load
-from tests.support.processes import ServiceProcess
 
 GUARANTEES = ("at_least_once", "exactly_once")
-TARGET_RATE = 1_000
+TARGET = Paced(1_000)
 TARGETS_MS = {"at_least_once": 50.0, "exactly_once": 250.0}
-MOST_ANSWERS_PER_SECOND = 100
-"""However many quotes there are: as of a hundred sources that are asked each second. With more
-quotes the answers have more rates."""
 
-POLLED_PAIRS = 100
+_POLLED = Polled(pairs=100, polls_per_second=10)
 _SERVICES = ("data_processor", "data_aggregator", "db_loader")
 _SETTINGS = ("runtime.commit_interval", "db_loader.batch_seconds", "db_loader.batch_max_rows")
 _TABLES = ("quotes", "averages")
@@ -70,29 +48,17 @@ _TABLES = ("quotes", "averages")
 _READY_SECONDS = 120.0
 _FIRST_SECONDS = 60.0
 _WARM_UP_SECONDS = 3.0
+_BROKER_WARM_UP_SECONDS = 20.0
 _LATE_SECONDS = 60.0
 _QUIET_SECONDS = 1.0
-_TICK_SECONDS = 0.001
 _READ_SECONDS = 0.1
 _MILLISECONDS = 1000
-_PERCENTS = {"p50": 50, "p99": 99, "max": 100}
+_PERCENTS = {"p50_ms": 50, "p99_ms": 99, "max_ms": 100}
 
 _ROWS = """
 SELECT extract(epoch FROM received_at)::float8 AS received, xmin::text::bigint AS transaction
 FROM {table} WHERE received_at >= $1 AND received_at < $2
 """
-
-
-@dataclass(frozen=True)
-class Place:
-    """What one run of a subject needs."""
-
-    bootstrap: str
-    database: str
-    folder: Path
-
-    def service(self, name: str, environment: Mapping[str, str]) -> ServiceProcess:
-        return service(name, self.bootstrap, self.folder / name, dict(environment))
 
 
 class Span(NamedTuple):
@@ -101,69 +67,80 @@ class Span(NamedTuple):
     start: datetime
     end: datetime
 
-    def __contains__(self, moment: object) -> bool:
-        return isinstance(moment, datetime) and self.start <= moment < self.end
+    def has(self, moment: datetime) -> bool:
+        return self.start <= moment < self.end
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate",
-        type=int,
+        type=even,
         nargs="+",
         default=[10, 1_000, 10_000],
         help="quotes a second, of latency (default: 10 1000 10000)",
     )
     parser.add_argument(
-        "--seconds", type=int, default=10, help="that are measured, of latency (%(default)s)"
+        "--seconds", type=int, default=8, help="that are measured, of latency (%(default)s)"
     )
+
+
+def even(text: str) -> int:
+    """A rate that can be had: up to `MOST_ANSWERS_PER_SECOND`, or a multiple of it."""
+    rate = int(text)
+    if rate < 1 or (rate > MOST_ANSWERS_PER_SECOND and rate % MOST_ANSWERS_PER_SECOND):
+        raise ValueError
+    return rate
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
+    flows: list[Flow] = [*map(Paced, options.rate), _POLLED]
+    ways = [Way(guarantee, flow) for flow in flows for guarantee in GUARANTEES]
     with stage(console) as (bootstrap, folder, progress), postgres(folder) as database:
         place = Place(bootstrap, database, folder)
-        subjects = [
-            Subject(each.name, partial(each.run, place, options.seconds))
-            for each in variants(options.rate)
-        ]
-        found = measure(subjects, options.rounds, progress, "latency")
+        progress.print("warming the broker: a Java that has just started is slow")
+        Way(GUARANTEES[0], TARGET).run(place, _BROKER_WARM_UP_SECONDS)
+        subjects = [Subject(way.name, partial(way.run, place, options.seconds)) for way in ways]
+        found = by_row(measure(subjects, options.rounds, progress, "latency"))
     settings = load().in_force()
     described: dict[str, object] = {name: settings[name] for name in _SETTINGS}
-    return Report(
-        "latency",
-        {"rate": options.rate, "seconds": options.seconds, **described},
-        found,
-        targets(found),
-    )
+    described |= {"rate": options.rate, "seconds": options.seconds}
+    return Report("latency", described, found, targets(found))
+
+
+def by_row(found: Mapping[str, Found]) -> dict[str, Found]:
+    """One for each thing that was waited for, instead of one for each way: of "quotes: p50_ms" of
+    a way it makes "p50_ms" of "way: quotes". Figures that are of nothing alone are of each."""
+    rows: dict[str, Found] = {}
+    for way, figures in found.items():
+        of_all = {name: each for name, each in figures.rounds.items() if ": " not in name}
+        for name, each in figures.rounds.items():
+            what, separator, figure = name.partition(": ")
+            if separator:
+                row = rows.setdefault(f"{way}: {what}", Found())
+                row.rounds |= {figure: each} | of_all
+    return rows
 
 
 def targets(found: Mapping[str, Found]) -> list[Target]:
     """For the rate that has them, when it was measured."""
     return [
-        Target(f"{name}: {rows}, p99, ms", found[name].median(f"{rows}_p99_ms"), at_most=at_most)
+        Target(f"{row}, p99, ms", found[row].median("p99_ms"), at_most=at_most)
         for guarantee, at_most in TARGETS_MS.items()
-        if (name := Paced(guarantee, TARGET_RATE).name) in found
-        for rows in _TABLES
+        for table in _TABLES
+        if (row := f"{Way(guarantee, TARGET).name}: {table}") in found
     ]
 
 
-def variants(rates: Sequence[int]) -> list[Variant]:
-    paced: list[Variant] = [Paced(guarantee, rate) for rate in rates for guarantee in GUARANTEES]
-    return paced + [Polled(guarantee) for guarantee in GUARANTEES]
-
-
 @dataclass(frozen=True)
-class Variant:
+class Way:
     """A flow of quotes, through services with one guarantee."""
 
     guarantee: str
+    flow: Flow
 
     @property
     def name(self) -> str:
-        raise NotImplementedError
-
-    def flowing(self, place: Place) -> AbstractContextManager[None]:
-        """Quotes flow within the block."""
-        raise NotImplementedError
+        return f"{self.guarantee}, {self.flow.name}"
 
     def run(self, place: Place, seconds: float) -> Figures:
         services = [place.service(name, self._environment(place)) for name in _SERVICES]
@@ -175,8 +152,10 @@ class Variant:
                 reading(place.bootstrap, "aggregated-data") as reader,
                 watching(place.database) as watcher,
             ):
-                with self.flowing(place), Cores() as cores:
+                with self.flow.flowing(place), Cores() as cores:
                     span, readable = _measured(reader, seconds)
+                if not readable:
+                    raise BenchmarkError(f"{self.name}: nothing came within {seconds} s")
                 rows = asyncio.run(_stored(place.database, span, len(readable)))
         delays = {"readable": readable}
         for table, stored in rows.items():
@@ -190,82 +169,6 @@ class Variant:
             "RATESTREAM_DATA_AGGREGATOR__PROCESSING_GUARANTEE": self.guarantee,
             "RATESTREAM_POSTGRES__URL": place.database,
         }
-
-
-@dataclass(frozen=True)
-class Paced(Variant):
-    """Snapshots that are made here, at an even pace."""
-
-    rate: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.guarantee}, {self.rate:,}/s"
-
-    @contextmanager
-    def flowing(self, place: Place) -> Iterator[None]:
-        enough = Event()
-        with producing(place.bootstrap) as producer:
-            sender = Thread(target=self._send, args=(producer, enough), name="sender")
-            sender.start()
-            try:
-                yield
-            finally:
-                enough.set()
-                sender.join()
-
-    def _send(self, producer: Producer, enough: Event) -> None:
-        answers = min(self.rate, MOST_ANSWERS_PER_SECOND)
-        pace = Pace(answers, time.monotonic())
-        snapshots = _snapshots(self.rate // answers)
-        while not enough.is_set():
-            for source, snapshot in islice(snapshots, pace.due(time.monotonic())):
-                producer.produce("src-data", key=source, value=snapshot)
-            producer.poll(0)
-            enough.wait(max(_TICK_SECONDS, pace.wait(time.monotonic())))
-
-
-@dataclass(frozen=True)
-class Polled(Variant):
-    """demo_server, asked by data_requester ten times a second for a hundred pairs."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.guarantee}, {TARGET_RATE:,}/s through data_requester"
-
-    @contextmanager
-    def flowing(self, place: Place) -> Iterator[None]:
-        interval = POLLED_PAIRS / TARGET_RATE
-        demo = place.service(
-            "demo_server",
-            {
-                "RATESTREAM_DEMO_SERVER__MODE": "walk",
-                "RATESTREAM_DEMO_SERVER__TICK_SECONDS": str(interval),
-                "RATESTREAM_DEMO_SERVER__PAIRS": json.dumps(pairs(POLLED_PAIRS)),
-            },
-        )
-        source = {"kind": "demo", "url": demo.url, "interval_seconds": interval}
-        requester = place.service(
-            "data_requester", {"RATESTREAM_DATA_REQUESTER__SOURCES": json.dumps([source])}
-        )
-        with running(demo, requester):
-            yield
-
-
-def pairs(number: int) -> list[str]:
-    """So many names of pairs, always the same."""
-    names = (base + quoted for base in sorted(ACTIVE) for quoted in sorted(ACTIVE - {base}))
-    return list(islice(names, number))
-
-
-def _snapshots(rates: int) -> Iterator[tuple[str, bytes]]:
-    """Source and value, without end, of so many rates each."""
-    names = cycle(pairs(200))
-    for number in count():
-        source, now = f"s{number % PARTITIONS}", datetime.now(UTC)
-        of_pairs = dict.fromkeys(islice(names, rates), "1.2345")
-        snapshot = {"source": source, "observed_at": now, "received_at": now, "rates": of_pairs}
-        yield source, msgspec.json.encode(snapshot)
 
 
 def _measured(reader: Reader, seconds: float) -> tuple[Span, list[float]]:
@@ -305,7 +208,7 @@ def _read(reader: Reader, timeout: float) -> list[_Seen]:
 
 
 def _of(span: Span, seen: Sequence[_Seen]) -> list[float]:
-    return [delay for received, delay in seen if received in span]
+    return [delay for received, delay in seen if span.has(received)]
 
 
 async def _stored(url: str, span: Span, expected: int) -> dict[str, list[Any]]:
@@ -330,8 +233,7 @@ async def _stored(url: str, span: Span, expected: int) -> dict[str, list[Any]]:
 
 def _percentiles(delays: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {
-        f"{what}_{name}_ms": percentile(found, percent) * _MILLISECONDS
+        f"{what}: {name}": percentile(delays[what], percent) * _MILLISECONDS
         for what in (*_TABLES, "readable")
         for name, percent in _PERCENTS.items()
-        if (found := delays[what])
     }

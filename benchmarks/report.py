@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from rich.table import Table
 from benchmarks.rounds import Found
 
 RESULTS = Path(__file__).resolve().parent / "results"
+_FILE_COLUMNS = 160
 _LIBRARIES = ("confluent-kafka", "msgspec", "rocksdict", "asyncpg", "fastapi", "uvicorn")
 
 
@@ -53,7 +55,7 @@ class Report:
         for name, found in self.found.items():
             medians = found.medians()
             table.add_row(name, *(_text(medians.get(figure)) for figure in figures))
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
         console.print(table)
         if self.targets:
             console.print(self._targets_table())

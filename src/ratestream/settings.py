@@ -593,7 +593,11 @@ class DbLoaderSettings(ServiceSection):
         default=5000, ge=1, le=100_000, description="Rows written in one transaction, at most."
     )
     batch_seconds: float = Field(
-        default=0.1, gt=0, le=60, description="Seconds to wait for more rows, at most."
+        default=0.01,
+        gt=0,
+        le=60,
+        description="Seconds to wait for more rows, at most: rows are stored later by so much, in "
+        "fewer transactions.",
     )
 
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import BenchmarkError
+from benchmarks.backlog import Key, quotes
 from benchmarks.figures import Pace, Restore, Takeover, percentile, restores
+from benchmarks.flows import MOST_ANSWERS_PER_SECOND, pairs
 from benchmarks.history import RECENT_RUNS, fallen, load, record, usual
 from benchmarks.inputs import Quotes, Snapshots, differences, pair_name, price_text
+from benchmarks.latency import by_row, even, targets
 from benchmarks.programs.arguments import Arguments, arguments
 from benchmarks.programs.job import average, split
+from benchmarks.rounds import Found
 from benchmarks.streams import Sight, figures
+from benchmarks.visibility import Seen, first_seen
+from benchmarks.weight import closure
+from ratestream.events import Quote
+from ratestream.rates.pair import parse_pair
 
 _KILLED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -184,3 +194,62 @@ def test_programs_read_the_arguments_that_they_are_given() -> None:
     )
     assert arguments(given.as_options()) == given
     assert given.is_exactly_once
+
+
+def test_what_a_reader_sees_is_what_had_ended_when_it_began() -> None:
+    seen = Seen.parse(1.5, "100:105:100,103")
+    assert seen == Seen(1.5, 105, frozenset({100, 103}))
+    assert [each for each in range(98, 108) if seen.shows(each)] == [98, 99, 101, 102, 104]
+    assert Seen.parse(1.0, "7:7:").running == frozenset()
+
+
+def test_a_transaction_is_first_seen_in_the_first_answer_that_shows_it() -> None:
+    answers = [Seen.parse(at, text) for at, text in ((1, "5:5:"), (2, "5:8:5,7"), (3, "9:9:"))]
+    assert first_seen([4, 6, 7, 5, 6, 9], answers) == {4: 1, 6: 2, 5: 3, 7: 3}
+    assert first_seen([1], []) == {}
+
+
+def test_each_thing_that_is_waited_for_has_a_row() -> None:
+    way = Found({"quotes: p99_ms": [4.0, 6.0, 5.0], "averages: p99_ms": [7.0], "cores": [1.5]})
+    rows = by_row({"at_least_once, 1,000/s": way})
+    assert {name: row.rounds for name, row in rows.items()} == {
+        "at_least_once, 1,000/s: quotes": {"p99_ms": [4.0, 6.0, 5.0], "cores": [1.5]},
+        "at_least_once, 1,000/s: averages": {"p99_ms": [7.0], "cores": [1.5]},
+    }
+    assert [(each.value, each.is_reached) for each in targets(rows)] == [(5.0, True), (7.0, True)]
+    assert targets({}) == []
+
+
+def test_a_rate_that_answers_cannot_share_evenly_is_refused() -> None:
+    assert [even(text) for text in ("1", "99", "100", "10000")] == [1, 99, 100, 10_000]
+    for text in ("0", "-1", "150", str(MOST_ANSWERS_PER_SECOND + 1)):
+        with pytest.raises(ArgumentTypeError, match="multiple of 100"):
+            even(text)
+
+
+def test_the_pairs_that_flow_are_pairs() -> None:
+    names = pairs(200)
+    assert len(set(names)) == 200
+    assert [parse_pair(name).name for name in names] == names
+
+
+def test_quotes_come_to_every_key_in_turn_and_a_pair_stays_in_its_partition() -> None:
+    made = [(partition, json.loads(value)) for _, partition, _, value in quotes(500, 1_000)]
+    keys = [f"{quote['pair']}/{quote['source']}".encode() for _, quote in made]
+    assert keys == [Key(number % 500).in_changelog for number in range(1_000)]
+    assert len(set(keys)) == 500
+    assert len({(quote["pair"], partition) for partition, quote in made}) == 200
+    assert {partition for partition, _ in made} == set(range(8))
+    msgspec.convert(made[0][1], Quote)
+
+
+def test_what_is_installed_follows_extras_and_leaves_out_what_is_for_others() -> None:
+    requirements = {
+        "ours": ["a>=1", "B[fast]; python_version >= '3'", "local; extra == 'local'"],
+        "a": ["b", "windows; sys_platform == 'win32' and platform_system == 'nowhere'"],
+        "b": ["fast; extra == 'fast'", "slow; extra == 'slow'", "ours"],
+        "fast": [],
+        "local": [],
+    }
+    assert closure("ours", requirements.__getitem__) == {"ours", "a", "b", "fast"}
+    assert closure("ours[local]", requirements.__getitem__) == {"ours", "a", "b", "fast", "local"}
