@@ -1,6 +1,6 @@
 """Quotes that wait on `processed-data` before a data_aggregator starts, and how far it has come.
 
-Each record's partition is given, so that every partition has the same share of pairs, keys and quotes.
+Every partition gets the same share of pairs, keys and quotes, whatever the hashes of the pairs are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LINGER_MS = 50
 _LOOK_SECONDS = 0.2
 _SHORTEST_SECONDS = 1.0
 
-Message = tuple[str, int, bytes, bytes]
+ToWrite = tuple[str, int, bytes, bytes]
 """Topic, partition, key, value."""
 
 
@@ -62,7 +62,7 @@ class Key:
         return f"{self.pair}/{self.source}".encode()
 
 
-def quotes(keys: int, total: int) -> Iterator[Message]:
+def quotes(keys: int, total: int) -> Iterator[ToWrite]:
     """So many quotes, which come to each of the keys in turn."""
     encode, started = msgspec.json.Encoder().encode, datetime.now(UTC)
     for number in range(total):
@@ -94,7 +94,7 @@ class Backlog:
         with closing(KafkaBroker(KafkaConfig(self._bootstrap))) as broker:
             broker.create_topics(specs)
 
-    def write(self, messages: Iterable[Message], total: int, progress: Progress, what: str) -> None:
+    def write(self, messages: Iterable[ToWrite], total: int, progress: Progress, what: str) -> None:
         """Returns when Kafka has all of them."""
         bar = progress.add_task(what, total=total)
         with producing(self._bootstrap, linger_ms=_LINGER_MS) as producer:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
 import msgspec
+from confluent_kafka import Message
 from rich.console import Console
 from rich.progress import Progress
 
@@ -26,15 +27,15 @@ from benchmarks.backlog import (
     SERVICE,
     Backlog,
     Key,
-    Message,
+    ToWrite,
     quotes,
     quotes_per_second,
 )
-from benchmarks.figures import restores
+from benchmarks.figures import Restore, restores
 from benchmarks.report import Report, Target
 from benchmarks.rounds import Figures, Found, Subject, measure
 from benchmarks.stage import PARTITIONS, metric, reading, running, service, stage, wait_until
-from benchmarks.usage import MEGABYTE, resident_megabytes
+from benchmarks.usage import most_resident_megabytes, resident_megabytes
 from ratestream.events import Average, Origin, Quote
 from ratestream.services.data_aggregator import build
 from ratestream.settings import Settings
@@ -112,7 +113,7 @@ async def full_window() -> bytes:
     return last.value
 
 
-def _windows(keys: int, window: bytes) -> Iterator[Message]:
+def _windows(keys: int, window: bytes) -> Iterator[ToWrite]:
     for key in map(Key, range(keys)):
         yield CHANGELOG, key.partition, key.in_changelog, window
 
@@ -135,20 +136,26 @@ def _figures(
         with reading(bootstrap, "aggregated-data") as reader, running(aggregator):
             wait_until(lambda: _has_restored(aggregator), _READY_SECONDS, "restored", aggregator)
             rate = quotes_per_second(backlog, total // PARTITIONS, options.key_seconds)
-            _check_first(reader.read(_FIRST_SECONDS)[0].value() or b"")
-            assert aggregator.process is not None
-            resident = resident_megabytes(aggregator.process.pid)
-            on_disk = metric(aggregator, "ratestream_table_bytes")
+            _check_first(reader.read(_FIRST_SECONDS))
+            memory = _memory(aggregator)
         log = (aggregator.data_dir / "output").read_text().splitlines()
     finally:
         shutil.rmtree(aggregator.data_dir, ignore_errors=True)
-    restored = restores(log, started)
+    return {"quotes_per_second": rate, **memory, **_restored(restores(log, started), keys)}
+
+
+def _memory(aggregator: ServiceProcess) -> dict[str, float]:
+    assert aggregator.process is not None
+    return {
+        "resident_mb": resident_megabytes(aggregator.process.pid),
+        "most_resident_mb": most_resident_megabytes(aggregator.process.pid),
+    }
+
+
+def _restored(restored: Restore, keys: int) -> dict[str, float]:
     if restored.records < keys:
         raise BenchmarkError(f"restored were {restored.records} of {keys} keys")
     return {
-        "quotes_per_second": rate,
-        "resident_mb": resident,
-        "disk_mb": on_disk / MEGABYTE,
         "restore_seconds": restored.seconds,
         "restored_per_second": restored.records / restored.seconds,
     }
@@ -162,7 +169,9 @@ def _has_restored(aggregator: ServiceProcess) -> bool:
     )
 
 
-def _check_first(value: bytes) -> None:
-    average = msgspec.json.decode(value, type=Average)
+def _check_first(averages: Sequence[Message]) -> None:
+    if not averages:
+        raise BenchmarkError(f"no average came within {_FIRST_SECONDS} s")
+    average = msgspec.json.decode(averages[0].value() or b"", type=Average)
     if average.count != _WINDOW:
         raise BenchmarkError(f"a window was to have {_WINDOW} quotes and has {average.count}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 
 import psutil
@@ -54,6 +55,13 @@ def cpu_seconds(process: psutil.Process) -> float:
 def resident_megabytes(number: int) -> float:
     """What the process has in memory now, shared libraries included."""
     return float(psutil.Process(number).memory_info().rss) / MEGABYTE
+
+
+def most_resident_megabytes(number: int) -> float:
+    """What it has ever had in memory at once."""
+    status = Path(f"/proc/{number}/status").read_text()
+    (kibibytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(kibibytes) * 1024 / MEGABYTE
 
 
 def private_megabytes(number: int) -> float:
