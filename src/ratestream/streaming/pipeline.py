@@ -103,6 +103,8 @@ class Pipeline:
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
         self._last_commit = self._last_gauges = self._last_passed = time.monotonic()
         self._records_since_commit = 0
+        self._keeps_up = True
+        """Whether the last poll gave everything that there was to read."""
         self._to_restore: int | None = None
         self._setbacks = 0
         self._broken: StreamingError | None = None
@@ -197,6 +199,7 @@ class Pipeline:
             timeout = _POLL_SECONDS
         self._to_restore = to_restore
         runs = self._consumer.poll_runs(self._config.batch_max_records, timeout)
+        self._keeps_up = sum(map(len, runs)) < self._config.batch_max_records
         if not self._broken:
             self._partitions.advance()
         self._passed = {} if runs else self._passed_by_now()
@@ -313,11 +316,14 @@ class Pipeline:
     # commit
 
     def _commit_is_due(self, *, drained: bool) -> bool:
+        interval = self._config.commit_interval
+        if self._keeps_up:
+            interval = min(interval, self._committer.soonest_seconds)
         return (
             drained
             or self._outbox.is_full
             or self._records_since_commit >= self._config.commit_max_records
-            or time.monotonic() - self._last_commit >= self._config.commit_interval
+            or time.monotonic() - self._last_commit >= interval
         )
 
     async def _begin_commit(self) -> None:

@@ -45,9 +45,9 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Changes:
-    """What records of one partition leave behind: the newest value of each key (None: deleted) and,
-    if asked for, its timestamp. `next` is the offset after the last of the `records`, of which
-    several may have had the same key."""
+    """What records of one partition leave behind: the newest value of each key (None: deleted) and
+    its timestamp. `next` is the offset after the last of the `records`, of which several may have
+    had the same key."""
 
     values: dict[bytes, bytes | None] = field(default_factory=dict)
     times: dict[bytes, int] = field(default_factory=dict)
@@ -251,9 +251,7 @@ class Consumer(Protocol):
         """As `poll`, of the same records."""
         ...
 
-    def poll_changes(
-        self, max_records: int, timeout: float, *, with_times: bool
-    ) -> dict[TopicPartition, Changes]:
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
         """As `poll`, for those who want what a log leaves behind, and no record of it."""
         ...
 
