@@ -33,7 +33,6 @@ from benchmarks.programs.arguments import Arguments
 from benchmarks.programs.job import PARTITIONS
 from benchmarks.rounds import Figures, Subject
 
-ROOT = Path(__file__).resolve().parents[1]
 RATE = "outputs_per_second"
 
 _LOOK_SECONDS = 0.05
