@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ BAD, HELD = -1, 2
 KEYS = [f"key-{number}" for number in range(400)]
 
 
-@pytest.fixture(
-    params=(
-        "local-memory",
-        pytest.param("kafka", marks=pytest.mark.kafka),
-        pytest.param("kafka-consumer-protocol", marks=pytest.mark.kafka),
-    )
+KAFKA_KINDS = (
+    pytest.param("kafka", marks=pytest.mark.kafka),
+    pytest.param("kafka-consumer-protocol", marks=pytest.mark.kafka),
 )
+
+
+@pytest.fixture(params=("local-memory", *KAFKA_KINDS))
 def broker_kind(request: pytest.FixtureRequest) -> str:
     kind: str = request.param
     return kind
@@ -353,6 +353,34 @@ def test_a_start_after_a_stop_restores_nothing(counters: Counters) -> None:
             await after.settle()
             assert restored(after) == 0
             assert counters.counts(after) == counted(2)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("broker_kind", KAFKA_KINDS, indirect=True)
+def test_a_static_member_that_is_started_again_moves_no_partition(counters: Counters) -> None:
+    def told(tester: AppTester) -> list[int]:
+        kinds = ("assigned", "revoked", "lost")
+        return [sample(tester, "ratestream_rebalances_total", kind=kind) for kind in kinds]
+
+    def instance(number: int) -> AbstractAsyncContextManager[AppTester]:
+        return counters.instance(number, static_membership=True, session_timeout=30.0)
+
+    async def scenario() -> None:
+        async with instance(1) as other:
+            async with instance(2) as before:
+                await until(lambda: counters.share(other, before))
+                other.write(counters.records(KEYS))
+                await other.settle()
+                had, was_told = counters.owned(before), told(other)
+            await asyncio.sleep(1.0)  # the other one would be told within a heartbeat
+            async with instance(2) as after:
+                await until(lambda: counters.share(other, after))
+                assert counters.owned(after) == had
+                other.write(counters.records(KEYS))
+                await other.settle()
+            assert told(other) == was_told
+            assert counters.counts(other) == counted(2)
 
     asyncio.run(scenario())
 
