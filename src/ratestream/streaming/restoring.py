@@ -78,8 +78,11 @@ class Follower:
         return copy
 
     def remove(self, changelogs: Iterable[TopicPartition]) -> None:
-        for changelog in changelogs:
-            self._must_assign |= self.copies.pop(changelog, None) is not None
+        """They stay assigned, paused, until there are others: to assign anew would throw away what
+        is fetched already of those that stay."""
+        removed = [each for each in changelogs if self.copies.pop(each, None) is not None]
+        if removed and not self._must_assign:
+            self._consumer.pause(removed)
 
     def step(self, max_records: int, timeout: float) -> int:
         """Read one batch, and write it to the stores; returns the number of records. Raises
