@@ -12,6 +12,7 @@ from ratestream.streaming.types import (
     ConsumerConfig,
     OutgoingRecord,
     ProducerConfig,
+    Record,
     TopicPartition,
 )
 from tests.support.brokers import read, send, values
@@ -76,7 +77,7 @@ def test_what_is_sent_is_what_is_read(broker, unique_topic, reader, key, value, 
     timestamp = time.time_ns() // 1_000_000 - 3_600_000  # an hour ago, well within retention
     send(broker, OutgoingRecord(topic, key, value, 0, timestamp, headers))
     reader.assign({TopicPartition(topic, 0): 0})
-    assert read(reader, 1) == [(topic, 0, 0, key, value, timestamp, headers)]
+    assert read(reader, 1) == [Record(topic, 0, 0, key, value, timestamp, headers)]
 
 
 def test_without_a_timestamp_it_is_the_time_of_sending(broker, unique_topic, reader):

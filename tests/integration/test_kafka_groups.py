@@ -260,4 +260,4 @@ def test_tansu_is_refused_for_exactly_once():
     with start_tansu() as address, closing(KafkaBroker(KafkaConfig(address))) as broker:
         broker.create_topics([TopicSpec("probe", partitions=1)])
         with pytest.raises(ConfigurationError, match=r"aborted transactions .* at_least_once"):
-            broker.require_transactions("probe", "probe-1")
+            broker.require_transactions("probe", "group", "probe-1")

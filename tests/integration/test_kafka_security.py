@@ -264,6 +264,15 @@ def test_who_may_not_try_transactions_ends_and_the_topic_is_named(
     assert "user 'data_aggregator' is not allowed to: TOPIC_AUTHORIZATION_FAILED" in text
 
 
+def test_who_may_not_use_the_group_in_transactions_ends_and_it_is_named(
+    secure, exact_sums, tmp_path
+):
+    exact_sums.allow(secure, without=("group", exact_sums.name))
+    text = error_of(exact_sums.worker(secure.with_password(USER), tmp_path))
+    assert f"of group {exact_sums.name}" in text
+    assert "user 'data_aggregator' is not allowed to: GROUP_AUTHORIZATION_FAILED" in text
+
+
 def another_authority(secure: SecureKafka, folder: Path) -> KafkaConfig:
     other = Authority(folder)
     return secure.with_password(USER, ssl_ca_location=str(other.ca))

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from ratestream.streaming import (
@@ -95,7 +96,7 @@ def test_dead_letters_that_are_sent_early_are_counted(tmp_path: Path) -> None:
         config = WorkerConfig(data_dir=str(tmp_path), output_max_records=3)
         async with AppTester(app, config=config) as tester:
             good = app.topics["in"].encode("k", 7)
-            bad = good._replace(value=b"not a number")
+            bad = msgspec.structs.replace(good, value=b"not a number")
             tester.write([bad, good, good, bad, good, good, bad, good, good])
             await tester.settle()
             assert value(app, "ratestream_dead_letters_total") == 3

@@ -19,6 +19,7 @@ SIGNIFICANT_DIGITS = 12
 # and costs nothing, because it is a limit and not a length. Should it ever not suffice, the
 # context raises `Inexact`: a sum is exact or there is none.
 _EXACT = Context(prec=512, traps=[Inexact, InvalidOperation])
+_ONE = Decimal(1)
 _ROUNDING = Context(
     prec=SIGNIFICANT_DIGITS,
     rounding=ROUND_HALF_EVEN,
@@ -48,9 +49,8 @@ def normalise(value: Decimal) -> Decimal:
     """The same number in the one form without trailing zeros and without a positive exponent, so
     that equal numbers look the same: 1.50 is 1.5, 1E+2 is 100."""
     short = _EXACT.normalize(value)
-    exponent = short.as_tuple().exponent
-    if isinstance(exponent, int) and exponent > 0:
-        return _EXACT.quantize(short, Decimal(1))
+    if short.adjusted() > 0 and short == _EXACT.to_integral_value(short):
+        return _EXACT.quantize(short, _ONE)
     return short
 
 

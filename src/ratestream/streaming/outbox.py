@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Generator, Iterator
 
 import structlog
 
@@ -33,6 +34,17 @@ _Waiting = tuple[OutgoingRecord, asyncio.Future[None]]
 log = structlog.get_logger("ratestream.outbox")
 
 
+class _Done:
+    """What there is nothing to wait for; awaiting it takes no turn of the event loop."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return _NOTHING  # type: ignore[return-value]  # an iterator is enough
+
+
+_NOTHING: Iterator[None] = iter(())
+_DONE = _Done()
+
+
 class BufferedOutbox:
     """What agents have sent since the last commit. When it `is_full` they begin no further record
     until the commit; what one of them sends for a single record (or one list of `take`) must fit
@@ -43,26 +55,32 @@ class BufferedOutbox:
         self._max_bytes = config.output_max_bytes
         self._records: list[OutgoingRecord] = []
         self._bytes = 0
+        self.is_full = False
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._records) >= self._max_records or self._bytes >= self._max_bytes
+    def add(self, *records: OutgoingRecord) -> None:
+        self._records += records
+        self._bytes += sum(record.size for record in records)
+        self.is_full |= len(self._records) >= self._max_records or self._bytes >= self._max_bytes
 
-    def add(self, record: OutgoingRecord) -> None:
+    def put(self, record: OutgoingRecord, size: int) -> Awaitable[None]:
         self._records.append(record)
-        self._bytes += len(record.value or b"")
+        self._bytes += size
+        if self._bytes >= self._max_bytes or len(self._records) >= self._max_records:
+            self.is_full = True
+            self._check_bounds(record)
+        return _DONE
 
-    async def put(self, record: OutgoingRecord) -> None:
-        self.add(record)
+    def _check_bounds(self, last: OutgoingRecord) -> None:
         if len(self._records) > 2 * self._max_records or self._bytes > 2 * self._max_bytes:
             raise ConfigurationError(
                 f"more is sent for one record than output_max_records={self._max_records} and "
-                f"output_max_bytes={self._max_bytes} allow, the last to {record.topic}"
+                f"output_max_bytes={self._max_bytes} allow, the last to {last.topic}"
             )
 
     def take(self) -> list[OutgoingRecord]:
         records, self._records = self._records, []
         self._bytes = 0
+        self.is_full = False
         return records
 
 
@@ -89,7 +107,8 @@ class AcknowledgedOutbox:
         self.trouble = ""
         self.is_full = False
 
-    async def put(self, record: OutgoingRecord) -> None:
+    async def put(self, record: OutgoingRecord, size: int = 0) -> None:
+        """Its size does not matter here."""
         if self._end is not None:
             raise self._end
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()

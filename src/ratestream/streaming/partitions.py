@@ -24,6 +24,7 @@ _RESTORE_SECONDS = 0.005
 # What restoring may take between two polls: the partitions that need none go on meanwhile.
 _RESTORE_TURN_SECONDS = 0.05
 _STANDBY_BATCH_RECORDS = 1_000
+_LAG_SECONDS = 1.0
 
 log = structlog.get_logger("ratestream.partitions")
 
@@ -114,7 +115,7 @@ class Partitions:
 
     def advance(self) -> None:
         """Open what has come, go on restoring, resume what is complete; a bounded piece of it."""
-        opening, self._to_open = self._to_open, []
+        opening = list(self._to_open)
         for partition in opening:
             for table in self._tables_of(partition):
                 self._open(table, partition.partition)
@@ -124,6 +125,7 @@ class Partitions:
                 self.unplaced.add(partition)
         if opening:
             self._follow_the_others()
+            self._to_open = []  # not before: others ask meanwhile whether everything is there
         until = time.monotonic() + _RESTORE_TURN_SECONDS
         while self._restorer.active and time.monotonic() < until:
             self._restorer.step(_RESTORE_SECONDS)
@@ -261,13 +263,15 @@ class Partitions:
             self._metrics.table_entries.labels(table.name).set(table.estimated_entries())
         if self._standby:
             self._metrics.standby_lag.set(self._standby.lag())
-        wanted = filter(self.is_wanted, self.owned)
-        lags = [self._update_lag(each, positions, committed) for each in wanted]
+        wanted = list(filter(self.is_wanted, self.owned))
+        ends = self._consumer.stable_ends(wanted, _LAG_SECONDS)
+        lags = [self._update_lag(each, end, positions, committed) for each, end in ends.items()]
         return None if self._to_open or self._to_resume or None in lags else sum(filter(None, lags))
 
     def _update_lag(
         self,
         partition: TopicPartition,
+        end: int,
         positions: Mapping[TopicPartition, int],
         committed: Mapping[TopicPartition, int],
     ) -> int | None:
@@ -278,8 +282,7 @@ class Partitions:
             return None
         if positions.get(partition) in (None, done):  # nothing under way: only control records
             done = max(passed or 0, done or 0)
-        high = self._consumer.watermarks(partition, 1.0).high
-        lag = max(0, high - (done or 0))
+        lag = max(0, end - (done or 0))
         self._metrics.lag.labels(partition.topic, str(partition.partition)).set(lag)
         return lag
 

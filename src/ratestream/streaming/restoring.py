@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -19,7 +19,7 @@ from ratestream.streaming.store import Store
 from ratestream.streaming.tables import AnyTable
 from ratestream.streaming.types import Broker, ConsumerConfig, OffsetOutOfRange, TopicPartition
 
-_RESTORE_BATCH_RECORDS = 10_000
+_RESTORE_BATCH_RECORDS = 20_000
 _BUFFER_BYTES = 32 * 1024 * 1024
 _REPORT_SECONDS = 10.0
 
@@ -38,13 +38,6 @@ class Copy:
     @property
     def remaining(self) -> int:
         return max(0, self.end - self.position)
-
-
-@dataclass(slots=True)
-class _Changes:
-    changes: dict[bytes, bytes | None] = field(default_factory=dict)
-    times: dict[bytes, int] = field(default_factory=dict)
-    next: int = 0
 
 
 class Follower:
@@ -85,8 +78,11 @@ class Follower:
         return copy
 
     def remove(self, changelogs: Iterable[TopicPartition]) -> None:
-        for changelog in changelogs:
-            self._must_assign |= self.copies.pop(changelog, None) is not None
+        """They stay assigned, paused, until there are others: to assign anew would throw away what
+        is fetched already of those that stay."""
+        removed = [each for each in changelogs if self.copies.pop(each, None) is not None]
+        if removed and not self._must_assign:
+            self._consumer.pause(removed)
 
     def step(self, max_records: int, timeout: float) -> int:
         """Read one batch, and write it to the stores; returns the number of records. Raises
@@ -95,25 +91,19 @@ class Follower:
             self._consumer.assign({each: copy.position for each, copy in self.copies.items()})
         self._must_assign = True
         try:
-            records = self._consumer.poll(max_records, timeout)
+            found = self._consumer.poll_changes(max_records, timeout)
         except OffsetOutOfRange as error:
             self._start_over(error.partition)
             return 0
-        batches: dict[TopicPartition, _Changes] = {}
-        for record in records:
-            batch = batches.setdefault(record.topic_partition, _Changes())
-            key = record.key or b""
-            batch.changes[key], batch.times[key] = record.value, record.timestamp
-            batch.next = record.offset + 1
-        for changelog, batch in batches.items():
+        for changelog, changes in found.items():
             copy = self.copies[changelog]
-            copy.store.write(batch.changes, batch.next, batch.times, is_current=False)
-            copy.position = batch.next
-            self._metrics.restored.labels(copy.table.name).inc(len(batch.changes))
+            copy.store.write(changes.values, changes.next, changes.times, is_current=False)
+            copy.position = changes.next
+            self._metrics.restored.labels(copy.table.name).inc(len(changes.values))
         for changelog, copy in self.copies.items():
             copy.position = max(copy.position, self._consumer.position(changelog) or 0)
         self._must_assign = False
-        return len(records)
+        return sum(changes.records for changes in found.values())
 
     def lag(self, timeout: float) -> int:
         """Offsets between the copies and the ends that their changelogs have now; a copy without

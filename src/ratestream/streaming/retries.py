@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ratestream.streaming.errors import AgentError, DecodeError
 from ratestream.streaming.streams import OnError, RecordId
-from ratestream.streaming.types import Record, TopicPartition
+from ratestream.streaming.types import Run, TopicPartition
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 
@@ -37,13 +37,15 @@ class Retries:
         self._given_up[record] = str(error)
         return 0.0
 
-    def check(self, record: Record) -> None:
-        """Raises `DecodeError`, with the agent's error as the reason, for what was given up."""
+    def check(self, run: Run, index: int | None = None) -> None:
+        """Raises `DecodeError`, with the agent's error as the reason, when one of these records
+        (or the one at `index`) was given up."""
         if not self._given_up:
             return
-        reason = self._given_up.get((record.topic, record.partition, record.offset))
-        if reason is not None:
-            raise DecodeError(reason)
+        for each in range(len(run)) if index is None else (index,):
+            reason = self._given_up.get((*run.partition, run.offset(each)))
+            if reason is not None:
+                raise DecodeError(reason)
 
     def forget_before(self, committed: Mapping[TopicPartition, int]) -> None:
         """What is committed will not be read again."""

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from ratestream.streaming.app import App
 from ratestream.streaming.errors import StreamingError
 from ratestream.streaming.local import LocalBroker
@@ -72,8 +74,9 @@ class AppTester:
     async def send(self, topic: str, value: Any, *, key: Any = None) -> None:
         """Send one record to a declared topic; bytes are sent as they are."""
         declared = self.app.topics[topic]
-        record = declared.encode(key, None)._replace(
-            value=value if isinstance(value, bytes) else declared.value_codec.encode(value)
+        record = msgspec.structs.replace(
+            declared.encode(key, None),
+            value=value if isinstance(value, bytes) else declared.value_codec.encode(value),
         )
         await asyncio.to_thread(self.write, [record])
 

@@ -30,7 +30,11 @@ class BrokerThread:
         Thread(target=self._run, name=name, daemon=True).start()
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.wrap_future(self._put(function, *arguments))
+        return await self.start(function, *arguments)
+
+    def start(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        """As `call`; what it returns or raises is had by awaiting the future, and must be."""
+        return asyncio.wrap_future(self._put(function, *arguments))
 
     def close(self, last: Callable[[], object] | None = None) -> None:
         """After what was called, and `last`, there is no more."""

@@ -39,18 +39,24 @@ from ratestream.streaming.kafka.partitions import (
     ours,
     partition_of,
     raise_partition_error,
+    runs,
     theirs,
 )
 from ratestream.streaming.types import (
+    Changes,
     ConsumerConfig,
     OffsetOutOfRange,
     RebalanceListener,
     Record,
+    Run,
     TopicPartition,
     Watermarks,
 )
 
 RETRY_SECONDS = 0.1
+
+_FIRST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LAST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 class KafkaConsumer:
@@ -113,6 +119,27 @@ class KafkaConsumer:
                 self._client.unassign()
 
     def poll(self, max_records: int, timeout: float) -> list[Record]:
+        found = self.poll_runs(max_records, timeout)
+        return [run.record(index) for run in found for index in range(len(run))]
+
+    def poll_runs(self, max_records: int, timeout: float) -> list[Run]:
+        return [_Run(*of) for of in runs(self._poll(max_records, timeout))]
+
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
+        found: dict[TopicPartition, Changes] = {}
+        for partition, run in runs(self._poll(max_records, timeout)):
+            changes = found.setdefault(partition, Changes())
+            newest = dict(zip(map(Message.key, run), run, strict=True))
+            for raw_key, message in newest.items():
+                key = raw_key or b""
+                changes.values[key] = message.value()
+                changes.times[key] = message.timestamp()[1]
+            changes.records += len(run)
+            changes.next = (run[-1].offset() or 0) + 1
+        return found
+
+    def _poll(self, max_records: int, timeout: float) -> list[Message]:
+        """Records only; the rest is acted upon."""
         now = time.monotonic()
         self._is_late = now - self._polled_at > self._config.max_poll_interval
         self._polled_at = now
@@ -121,7 +148,7 @@ class KafkaConsumer:
             self._raise_failure()
             remaining = max(0.0, deadline - time.monotonic())
             messages = self._fetch(max_records, remaining)
-            if records := self._records(messages):
+            if records := self._take_events(messages):
                 return records
             if not messages and time.monotonic() >= deadline:
                 return []
@@ -164,40 +191,49 @@ class KafkaConsumer:
 
     def watermarks(self, partition: TopicPartition, timeout: float = 10.0) -> Watermarks:
         """The high one is the last stable offset: what a reader of committed records can reach."""
-        low, high = self._ask_ends(partition, IsolationLevel.READ_COMMITTED, timeout)
-        return Watermarks(low, high)
+        low = self._list_offsets([partition], _FIRST, IsolationLevel.READ_COMMITTED, timeout)
+        high = self._list_offsets([partition], _LAST, IsolationLevel.READ_COMMITTED, timeout)
+        return Watermarks(low[partition], high[partition])
 
     def log_end(self, partition: TopicPartition, timeout: float = 10.0) -> int:
-        return self._ask_ends(partition, IsolationLevel.READ_UNCOMMITTED, timeout)[1]
+        asked = [partition]
+        return self._list_offsets(asked, _LAST, IsolationLevel.READ_UNCOMMITTED, timeout)[partition]
 
-    def _ask_ends(
-        self, partition: TopicPartition, isolation: IsolationLevel, timeout: float
-    ) -> tuple[int, int]:
-        with self._admin.asking(f"for the watermarks of {name_of(partition)}"):
+    def stable_ends(
+        self, partitions: Sequence[TopicPartition], timeout: float = 10.0
+    ) -> dict[TopicPartition, int]:
+        return self._list_offsets(partitions, _LAST, IsolationLevel.READ_COMMITTED, timeout)
+
+    def _list_offsets(
+        self,
+        partitions: Sequence[TopicPartition],
+        spec: OffsetSpec,
+        isolation: IsolationLevel,
+        timeout: float,
+    ) -> dict[TopicPartition, int]:
+        def ask() -> dict[TopicPartition, int]:
+            asked = dict.fromkeys(theirs(partitions), spec)
+            answers = self._admin.client.list_offsets(
+                asked, isolation_level=isolation, request_timeout=timeout
+            )
+            found = {
+                TopicPartition(each.topic, each.partition): answer.result().offset
+                for each, answer in answers.items()
+            }
+            if min(found.values(), default=0) < 0:  # while a partition gets another leader
+                raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+            return found
+
+        with self._admin.asking(f"for the ends of {names_of(partitions)}"):
             try:
-                return self._list_ends(partition, isolation, timeout)
+                return ask()
             except KafkaException as exc:
                 if error_of(exc).code() not in LEADER_CHANGED:
                     raise
-                # The admin client keeps the leader it knew until it is made to look again.
-                self._admin.client.list_topics(partition.topic, timeout=timeout)
-                return self._list_ends(partition, isolation, timeout)
-
-    def _list_ends(
-        self, partition: TopicPartition, isolation: IsolationLevel, timeout: float
-    ) -> tuple[int, int]:
-        asked = librdkafka.TopicPartition(*partition)
-        specs = (OffsetSpec.earliest(), OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        first, last = (
-            self._admin.client.list_offsets(
-                {asked: spec}, isolation_level=isolation, request_timeout=timeout
-            )[asked]
-            for spec in specs
-        )
-        ends = first.result().offset, last.result().offset
-        if min(ends) < 0:  # without an error, while the partition gets another leader
-            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
-        return ends
+                # The admin client keeps the leaders it knew until it is made to look again.
+                for topic in {each.topic for each in partitions}:
+                    self._admin.client.list_topics(topic, timeout=timeout)
+                return ask()
 
     def committed(
         self, partitions: Sequence[TopicPartition], timeout: float = 10.0
@@ -277,34 +313,25 @@ class KafkaConsumer:
             self.seek(partition, offset)
         return kept
 
-    def _records(self, messages: list[Message]) -> list[Record]:
-        records = []
-        positions = self._positions
-        for message in messages:
-            error = message.error()
-            if error is not None:
-                self._on_event(message, error)
-                continue
-            record = Record(
-                message.topic(),  # type: ignore[arg-type]  # a message without error has one
-                message.partition(),  # type: ignore[arg-type]
-                message.offset(),  # type: ignore[arg-type]
-                message.key(),
-                message.value(),
-                message.timestamp()[1],
-                headers_of(message),
-            )
-            positions[record.topic_partition] = record.offset + 1
-            records.append(record)
-        return records
+    def _take_events(self, messages: list[Message]) -> list[Message]:
+        """What is left are records; they and the ends among them move positions."""
+        events = [message for message in messages if message.error() is not None]
+        if events:
+            messages = [message for message in messages if message.error() is None]
+        for partition, run in runs(messages):
+            self._positions[partition] = (run[-1].offset() or 0) + 1
+        for message in events:
+            self._on_event(message, message.error())
+        return messages
 
-    def _on_event(self, message: Message, error: KafkaError) -> None:
+    def _on_event(self, message: Message, error: Any) -> None:
         """librdkafka's news arrive among the records. Failures wait until the records before
         them are returned."""
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
             # The only word of a control record at the end of the log, which is a position too.
-            self._positions[partition_of(message)] = message.offset() or 0
+            partition, end = partition_of(message), message.offset() or 0
+            self._positions[partition] = max(end, self._positions.get(partition, 0))
         elif code in OUT_OF_RANGE:
             offset = message.offset()
             out = OffsetOutOfRange(partition_of(message), -1 if offset is None else offset)
@@ -417,3 +444,32 @@ class KafkaConsumer:
     def _translating(self, doing: str) -> AbstractContextManager[None]:
         group = f" of group {self._config.group}" if self._config.group else ""
         return self._connections.translating(doing + group)
+
+
+class _Run:
+    """A `Run` of librdkafka's messages."""
+
+    __slots__ = ("_messages", "keys", "partition", "values")
+
+    def __init__(self, partition: TopicPartition, messages: Sequence[Message]) -> None:
+        self.partition = partition
+        self.keys = list(map(Message.key, messages))
+        self.values = list(map(Message.value, messages))
+        self._messages = messages
+
+    def offset(self, index: int) -> int:
+        return self._messages[index].offset() or 0
+
+    def record(self, index: int) -> Record:
+        message, headers = self._messages[index], self._messages[index].headers()
+        return Record(
+            *self.partition,
+            self.offset(index),
+            self.keys[index],
+            self.values[index],
+            message.timestamp()[1],
+            headers_of(headers) if headers else (),
+        )
+
+    def __len__(self) -> int:
+        return len(self._messages)

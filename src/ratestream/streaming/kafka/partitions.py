@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import confluent_kafka as librdkafka
@@ -29,13 +30,20 @@ def raise_partition_error(partitions: Sequence[librdkafka.TopicPartition] | None
             raise KafkaException(partition.error)
 
 
+def runs(messages: Iterable[Message]) -> Iterator[tuple[TopicPartition, list[Message]]]:
+    """Of one partition each, in the order given. `messages` have no errors."""
+    for topic, of_topic in groupby(messages, Message.topic):
+        for number, run in groupby(of_topic, Message.partition):
+            yield TopicPartition(topic or "", number or 0), list(run)
+
+
 def partition_of(message: Message) -> TopicPartition:
     return TopicPartition(message.topic() or "", message.partition() or 0)
 
 
-def headers_of(message: Message) -> Headers:
-    found: Any = message.headers()  # what is read is always a list of (str, bytes | None), or None
-    return tuple((name, value or b"") for name, value in found) if found else ()
+def headers_of(found: Any) -> Headers:
+    """Of a message that was read: a list of `(str, bytes | None)`."""
+    return tuple((name, value or b"") for name, value in found)
 
 
 def name_of(partition: TopicPartition) -> str:

@@ -23,6 +23,7 @@ from ratestream.streaming.kafka.partitions import name_of, partition_of
 from ratestream.streaming.types import OutgoingRecord, ProducerConfig, TopicPartition
 
 RETRY_SECONDS = 0.1
+_SERVED_RECORDS = 1_000
 
 
 class KafkaProducer:
@@ -49,7 +50,8 @@ class KafkaProducer:
         self.failed_topics: set[str] = set()
         """Those of the records that failed, until `forget`."""
         self._closed = False
-        callbacks = {"error_cb": self.connections.on_error, "on_delivery": self._on_delivery}
+        self._is_transactional = transactional_id is not None
+        callbacks = {"error_cb": self.connections.on_error}
         with configuring(kafka):
             self.client = librdkafka.Producer(
                 producer_settings(kafka, config, transactional_id) | callbacks,
@@ -57,12 +59,14 @@ class KafkaProducer:
             )
 
     def send(self, records: Sequence[OutgoingRecord]) -> None:
+        limit = self._config.max_message_bytes
         for record in records:
-            self._check_size(record)
+            if record.value is not None and len(record.value) > limit // 2 and record.size > limit:
+                raise self._too_large(record)
         with self.connections.translating("sending"):
-            for record in records:
-                self._produce(record)
-            self.client.poll(0)
+            for at in range(0, len(records), _SERVED_RECORDS):
+                self._produce(records[at : at + _SERVED_RECORDS])
+                self.client.poll(0)  # the reports of what is acknowledged meanwhile
 
     def flush(self) -> dict[TopicPartition, int]:
         # librdkafka gives a record up after the delivery timeout: the rest is for its report.
@@ -90,37 +94,42 @@ class KafkaProducer:
         del self.client
         self.connections.forget()
 
-    def _check_size(self, record: OutgoingRecord) -> None:
-        size = len(record.key or b"") + len(record.value or b"")
-        size += sum(len(name) + len(value) for name, value in record.headers)
-        if size > self._config.max_message_bytes:
-            raise MessageTooLargeError(
-                f"a record for {record.topic} has {size} bytes; "
-                f"max_message_bytes is {self._config.max_message_bytes}"
-            )
+    def _too_large(self, record: OutgoingRecord) -> MessageTooLargeError:
+        return MessageTooLargeError(
+            f"a record for {record.topic} has {record.size} bytes; "
+            f"max_message_bytes is {self._config.max_message_bytes}"
+        )
 
-    def _produce(self, record: OutgoingRecord) -> None:
+    def _produce(self, records: Sequence[OutgoingRecord]) -> None:
+        produce, queued = self.client.produce, 0
+        # A report costs as much as the sending. librdkafka commits no transaction of which a record
+        # has failed; then only those are asked for of whose partition the end will be wanted.
+        report = self._on_delivery
+        otherwise = None if self._is_transactional else report
         deadline = time.monotonic() + self._bound.seconds
-        while True:
+        while queued < len(records):
             try:
-                self.client.produce(
-                    record.topic,
-                    record.value,
-                    record.key,
-                    -1 if record.partition is None else record.partition,
-                    timestamp=record.timestamp or 0,
-                    headers=list(record.headers) or None,
-                )
+                for record in records[queued:]:
+                    partition = record.partition
+                    produce(  # by position, which is read faster
+                        record.topic,
+                        record.value,
+                        record.key,
+                        -1 if partition is None else partition,
+                        otherwise if partition is None else report,
+                        None,
+                        record.timestamp or 0,
+                        list(record.headers) if record.headers else None,
+                    )
+                    queued += 1
             except BufferError:
                 if time.monotonic() > deadline:
                     raise BrokerError(self._full()) from None
                 self.client.poll(RETRY_SECONDS)
             except KafkaException as exc:
                 self.client.poll(0)  # raises the cause of a fatal error, which `exc` does not know
-                doing = f"sending to topic {record.topic}"
+                doing = f"sending to topic {records[queued].topic}"
                 raise self.connections.error(doing, error_of(exc)) from exc
-            else:
-                return
 
     def _full(self) -> str:
         config = self._config
@@ -156,5 +165,7 @@ class KafkaProducer:
                 self._failure = (partition_of(message), error)
             if error.code() == KafkaError._MSG_TIMED_OUT:
                 self.connections.failed(error)
-        elif (offset := message.offset()) is not None:
+            return
+        offset = message.offset()
+        if offset is not None:
             self._next[partition_of(message)] = offset + 1

@@ -6,15 +6,20 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
+from itertools import groupby
+from operator import attrgetter
 
 from ratestream.streaming.errors import BrokerError, FencedError
 from ratestream.streaming.local.groups import Group, Member
 from ratestream.streaming.local.storage import Batch, Log, Storage, decode, partition_name
 from ratestream.streaming.types import (
+    Changes,
     ConsumerConfig,
     OffsetOutOfRange,
     RebalanceListener,
     Record,
+    RecordRun,
+    Run,
     TopicPartition,
     Watermarks,
 )
@@ -68,6 +73,21 @@ class LocalConsumer:
                 if not has_to_move:
                     self._wait(remaining)
 
+    def poll_runs(self, max_records: int, timeout: float) -> list[Run]:
+        records = self.poll(max_records, timeout)
+        of_partitions = groupby(records, attrgetter("topic_partition"))
+        return [RecordRun(list(run)) for _, run in of_partitions]
+
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
+        found: dict[TopicPartition, Changes] = {}
+        for record in self.poll(max_records, timeout):
+            changes, key = found.setdefault(record.topic_partition, Changes()), record.key or b""
+            changes.values[key] = record.value
+            changes.times[key] = record.timestamp
+            changes.records += 1
+            changes.next = record.offset + 1
+        return found
+
     def assignment(self) -> frozenset[TopicPartition]:
         return frozenset(self._cursors)
 
@@ -93,6 +113,11 @@ class LocalConsumer:
             self._storage.require_open()
             extent = self._storage.log(partition).extent
             return Watermarks(extent.low, extent.high)
+
+    def stable_ends(
+        self, partitions: Sequence[TopicPartition], timeout: float = 10.0
+    ) -> dict[TopicPartition, int]:
+        return {each: self.watermarks(each).high for each in partitions}
 
     def log_end(self, partition: TopicPartition, timeout: float = 10.0) -> int:
         return self.watermarks(partition).high

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 
+import msgspec
+
 from ratestream.streaming.errors import (
     BrokerError,
     DeliveryError,
@@ -212,7 +214,7 @@ class _Buffer:
 
     def add(self, record: OutgoingRecord, log: Log, size: int) -> None:
         if record.timestamp is None:
-            record = record._replace(timestamp=now_ms())
+            record = msgspec.structs.replace(record, timestamp=now_ms())
         self._records.setdefault(log, []).append(record)
         self._count += 1
         self._bytes += size
@@ -228,9 +230,7 @@ class _Buffer:
         self._count = self._bytes = 0
 
     def _checked_size(self, record: OutgoingRecord) -> int:
-        size = len(record.key or b"") + len(record.value or b"")
-        for name, value in record.headers:
-            size += len(name) + len(value)
+        size = record.size
         topic = self._storage.topic(record.topic).config
         allowed = min(topic.max_message_bytes, self._config.max_message_bytes)
         if size > allowed:
