@@ -29,8 +29,8 @@ import ratestream.Messages.Snapshot;
  * has room for all windows, with a changelog. -Dstate says how a window is kept: json or binary.
  *
  * <p>Settings beside the defaults are those that its documentation names for throughput: a commit
- * each 100 ms as ratestream's, a larger cache, more records a poll, larger fetches and batches,
- * lz4.
+ * each 100 ms as ratestream's, a larger cache, more records a poll and in its buffers, larger
+ * fetches and batches, lz4.
  */
 public final class Main {
     private static final Serializer<String> TEXT = Serdes.String().serializer();
@@ -64,6 +64,7 @@ public final class Main {
         settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, 1);
         settings.put(StreamsConfig.COMMIT_INTERVAL_MS_CONFIG, 100);
         settings.put(StreamsConfig.STATESTORE_CACHE_MAX_BYTES_CONFIG, 256L << 20);
+        settings.put(StreamsConfig.BUFFERED_RECORDS_PER_PARTITION_CONFIG, 10_000);
         settings.put(StreamsConfig.REPLICATION_FACTOR_CONFIG, 1);
         settings.put(StreamsConfig.METRICS_RECORDING_LEVEL_CONFIG, "INFO");
         settings.put(consumer(ConsumerConfig.AUTO_OFFSET_RESET_CONFIG), "earliest");
