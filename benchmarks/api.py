@@ -139,19 +139,19 @@ def _subject(question: Question, connections: int, server: str) -> str:
 
 
 def _targets(found: dict[str, Found]) -> list[Target]:
+    """Of the current averages of all pairs, however many ask."""
+    all_pairs = QUESTIONS[-1]
     return [
         Target(
-            f"{question.name}, {connections} at once, against the plain way",
+            f"{all_pairs.name}, {connections} at once, against the plain way",
             ratio(
                 found,
                 _RATE,
-                _subject(question, connections, GATEWAY),
-                _subject(question, connections, PLAIN),
+                _subject(all_pairs, connections, GATEWAY),
+                _subject(all_pairs, connections, PLAIN),
             ),
             at_least=10.0,
         )
-        for question in QUESTIONS
-        if "average" in question.name
         for connections in CONNECTIONS
     ]
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import msgspec
 import structlog
-from sqlalchemy import Connection, Row, Select, Table, select, text
+from sqlalchemy import Connection, Select, Table, select, text
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as AsyncpgDialect  # noqa: N812 - a class
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -72,7 +73,6 @@ _FILES = {
 }
 """Parameters of the URL that name files, and the settings that give them."""
 
-_T = TypeVar("_T")
 _encode_lines = msgspec.json.Encoder(decimal_format="string").encode_lines
 
 log = structlog.get_logger("ratestream.storage")
@@ -156,29 +156,23 @@ class Database:
         or not yet migrated, `DatabaseAccessError` when this user lacks one of `grants`,
         `SchemaError` when the schema is newer than this program."""
         with self._noted():
-            await self._once_more(lambda connection: connection.run_sync(_check, grants))
-
-    async def rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
-        """What one statement finds. Raises as `transaction`."""
-
-        async def fetch(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            rows: Sequence[Row[Any]] = (await connection.execute(statement)).all()
-            return rows
-
-        with self._noted():
-            return await self._once_more(fetch)
-
-    async def _once_more(self, read: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
-        """Reading is tried again, on a new connection, when that of the pool is found to have been
-        closed meanwhile. So nobody has to ask a connection whether it is alive."""
-        try:
             async with self._engine.begin() as connection:
-                return await read(connection)
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-        async with self._engine.begin() as connection:
-            return await read(connection)
+                await connection.run_sync(_check, grants)
+
+    async def rows(self, query: Query, **values: Any) -> list[asyncpg.Record]:
+        """What one statement finds, alone in its transaction. Raises as `transaction`."""
+        arguments = query.arguments(values)
+        with self._noted():
+            async with self._engine.connect() as connection:
+                driver = await _driver(connection)
+                try:
+                    return list(await driver.fetch(query.sql, *arguments))
+                except _DRIVER_ERRORS:
+                    if not driver.is_closed():
+                        raise
+                # Found to have been closed meanwhile. Nobody asks each time whether it is alive.
+                await connection.invalidate()
+                return list(await (await _driver(connection)).fetch(query.sql, *arguments))
 
     async def upgrade(self, roles: Roles | None = None) -> SchemaState:
         """Bring the schema to this program's version and grant to `roles` exactly what they need,
@@ -227,6 +221,27 @@ class Database:
         self.trouble = None
 
 
+class Query:
+    """A statement that only reads, compiled once: that takes many times as long as to run it."""
+
+    def __init__(self, statement: Select[Any]) -> None:
+        compiled = statement.compile(dialect=AsyncpgDialect())  # type: ignore[no-untyped-call]
+        self.sql = str(compiled)
+        self._names = tuple(compiled.positiontup or ())
+        self._constants = compiled.params
+
+    def arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """In the driver's order, from the values of its parameters by name."""
+        given = {**self._constants, **values}
+        return [given[name] for name in self._names]
+
+
+async def _driver(connection: AsyncConnection) -> asyncpg.Connection:
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None
+    return driver
+
+
 async def copy_rows(
     connection: AsyncConnection,
     table: Table,
@@ -236,8 +251,7 @@ async def copy_rows(
     """Add rows, at least one, by COPY, in the transaction of `connection`, which something executed
     before has begun. No value may be None. One row that is there already refuses them all. Raises
     as `Database.transaction`."""
-    driver = (await connection.get_raw_connection()).driver_connection
-    assert driver is not None
+    driver = await _driver(connection)
     try:
         if (lines := _as_csv(rows)) is not None:
             await driver.copy_to_table(table.name, source=lines, columns=columns, format="csv")

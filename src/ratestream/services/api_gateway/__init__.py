@@ -38,7 +38,7 @@ from ratestream.services.api_gateway.problems import (
     describe_problems,
     problems,
 )
-from ratestream.services.api_gateway.recent import Recent
+from ratestream.services.api_gateway.recent import HEADERS, Recent
 from ratestream.settings import ApiGatewaySettings, Settings
 from ratestream.storage.database import Database, DatabaseOptions
 from ratestream.storage.errors import DatabaseAccessError, DatabaseUnavailableError
@@ -151,7 +151,7 @@ def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
         "/pairs",
         summary="What pairs there are",
         response_model=Pairs,
-        responses=example_of(PAIR, None),
+        responses=example_of(PAIR, None, HEADERS),
     )
     async def pairs(limit: Limit = settings.default_limit, cursor: Cursor = None) -> Response:
         """In alphabetical order. Without any quote yet the list is empty."""
@@ -164,7 +164,7 @@ def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
         "/pairs/currencies",
         summary="Newest quotes",
         response_model=Quotes,
-        responses=example_of(QUOTE, to_cursor(PLACE)) | problems(404),
+        responses=example_of(QUOTE, to_cursor(PLACE), HEADERS) | problems(404),
     )
     async def currencies(
         pair_name: PairName,
@@ -185,7 +185,7 @@ def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
         "/pairs/average",
         summary="Current averages",
         response_model=Averages,
-        responses=example_of(AVERAGE, None) | problems(404),
+        responses=example_of(AVERAGE, None, HEADERS) | problems(404),
     )
     async def average(
         pair_name: PairName | None = None,

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 from starlette.responses import Response
 
-from ratestream.services.api_gateway.recent import AS_OF
 from ratestream.storage.reader import PairSummary, StoredAverage, StoredQuote
 
 QUOTE: JsonDict = {
@@ -30,12 +29,6 @@ PAIR: JsonDict = {
     "first_received_at": "2026-03-01T09:30:00Z",
     "last_received_at": "2026-03-02T09:30:00.125000Z",
     "newest": [QUOTE],
-}
-
-
-_AS_OF_HEADER: JsonDict = {
-    "description": "When the database was asked. An answer may be given again for a moment.",
-    "schema": {"type": "string", "format": "date-time"},
 }
 
 
@@ -136,11 +129,12 @@ def pair_item(pair: PairSummary) -> dict[str, Any]:
     }
 
 
-def example_of(item: JsonDict, following: str | None) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI shows as an answer with one item."""
+def example_of(
+    item: JsonDict, following: str | None, headers: JsonDict
+) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI shows as an answer with one item, and with these headers."""
     example = {"items": [item], "next": following}
-    content = {"application/json": {"example": example}}
-    return {200: {"content": content, "headers": {AS_OF: _AS_OF_HEADER}}}
+    return {200: {"content": {"application/json": {"example": example}}, "headers": headers}}
 
 
 # Cursors: the place of the last item, as JSON in base64url. Opaque, so that it may change.

@@ -12,8 +12,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-AS_OF = "as-of"
-"""The header that says when the database was asked."""
+_AS_OF = "as-of"
+HEADERS: dict[str, Any] = {
+    _AS_OF: {
+        "description": "From when it is. For a moment an answer is given to all who ask the same.",
+        "schema": {"type": "string", "format": "date-time"},
+    }
+}
+"""What `Recent` adds to an answer, for OpenAPI."""
 
 _KEPT_BYTES = 32 * 1024 * 1024
 _KEPT_QUESTIONS = 10_000
@@ -72,7 +78,7 @@ class Recent:
             await self._inner(scope, receive, send)
             return
         scope["route"] = answer.route
-        await send(answer.start)
+        await send(dict(answer.start))  # whoever is outside may change it
         await send({"type": "http.response.body", "body": answer.body})
 
     async def _ask(self, question: _Question, now: float, scope: Scope, receive: Receive) -> Answer:
@@ -95,7 +101,7 @@ class Recent:
 
         async def collect(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message["headers"], (AS_OF.encode(), as_of.encode())]
+                headers = [*message["headers"], (_AS_OF.encode(), as_of.encode())]
                 start.update(message, headers=headers)
             else:
                 parts.append(message.get("body", b""))
