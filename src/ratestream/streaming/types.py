@@ -80,11 +80,14 @@ class TopicDescription:
 @dataclass(frozen=True, slots=True)
 class TopicConfig:
     """How a topic is configured, in the units of `TopicSpec`. `cleanup_policy` may be
-    "compact,delete" as well."""
+    "compact,delete" as well. Compaction keeps a tombstone for `delete_retention_ms`; a record is
+    acknowledged by `min_insync_replicas` at least."""
 
     cleanup_policy: str
     retention_ms: int
     max_message_bytes: int
+    delete_retention_ms: int = 24 * 3600 * 1000
+    min_insync_replicas: int = 1
 
 
 class Watermarks(NamedTuple):
