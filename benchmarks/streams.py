@@ -33,7 +33,7 @@ from benchmarks.programs.arguments import Arguments
 from benchmarks.programs.job import PARTITIONS
 from benchmarks.rounds import Figures, Subject
 
-ROOT = Path(__file__).resolve().parents[1]
+RATE = "outputs_per_second"
 
 _LOOK_SECONDS = 0.05
 _ASK_SECONDS = 30.0
@@ -196,7 +196,7 @@ def figures(sights: Sequence[Sight], outputs: int, after: int = 0) -> dict[str, 
     rate = (last.offsets - first.offsets) * real / seconds
     cores = (last.cpu - first.cpu) / seconds
     return {
-        "outputs_per_second": rate,
+        RATE: rate,
         "cores": cores,
         "cores_at_1_million_per_second": cores / rate * 1e6,
         "memory_mb": max(each.memory for each in sights) / 1e6,

@@ -18,7 +18,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported in fact
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 
 from ratestream.events import Snapshot
 from ratestream.operations.checks import disk, room, skew
@@ -146,6 +151,23 @@ def test_a_changelog_of_the_wrong_size_is_found(ratestream: Command, kafka: str)
         each.startswith(f"wrong topic {changelog}: has 3 partitions and processed-data")
         for each in lines
     )
+
+
+@pytest.mark.kafka
+def test_a_changelog_that_forgets_deletions_early_is_found(ratestream: Command, kafka: str) -> None:
+    ratestream.lines("topics", "create")
+    changelog = "data-aggregator-windows-changelog"
+    set_config(kafka, changelog, "delete.retention.ms", "3600000")
+    told = f"wrong topic {changelog}: keeps deletions for 1 h: "
+    assert any(each.startswith(told) for each in ratestream.lines("topics", "check", code=1))
+
+
+def set_config(bootstrap: str, topic: str, name: str, value: str) -> None:
+    """As `kafka-configs --alter --add-config` does."""
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    changed = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    with AdminClient({"bootstrap.servers": bootstrap}) as admin:
+        admin.incremental_alter_configs([changed])[changed].result()
 
 
 def test_a_kafka_that_does_not_answer_is_one_line(nowhere: Command) -> None:

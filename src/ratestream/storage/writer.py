@@ -8,7 +8,7 @@ backup) are recognised by their key and left as they are.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -40,6 +40,7 @@ from ratestream.storage.errors import (
     LockTimeoutError,
     RepeatedRowsError,
     TopicMismatchError,
+    UnstorableError,
 )
 from ratestream.storage.roles import LOADER
 from ratestream.storage.tables import averages, consumer_offsets, origin_cluster, quotes, series
@@ -161,7 +162,7 @@ class Writer:
     async def _write(
         self, history: _History[_Event], batch: Sequence[_Event], moves: Sequence[Move]
     ) -> int:
-        rows = sorted(map(history.row, batch), key=_origin_and_pair)
+        rows = _sorted(map(history.row, batch))
         names = {(event.pair, event.source) for event in batch}
         try:
             return await self._write_rows(history.copy, rows, names, moves)
@@ -249,8 +250,13 @@ def _check_topic_id(topic: str, kept: str, found: str) -> None:
         )
 
 
-def _origin_and_pair(row: _Row) -> _Row:
-    return row[:4]
+def _sorted(rows: Iterable[_Row]) -> list[_Row]:
+    """By their keys. The other columns are compared of repeated rows only; one whose value is no
+    number cannot be, nor stored."""
+    try:
+        return sorted(rows)
+    except ArithmeticError as error:
+        raise UnstorableError(f"a value that is not a number: {error}") from error
 
 
 def _quote_row(quote: Quote) -> _Row:

@@ -191,7 +191,8 @@ class Store:
                 key: None if value is None else _time_bytes(times[key]) + value
                 for key, value in changes.items()
             }
-        for key, value in changes.items():
+        for key in sorted(changes):  # RocksDB adds a key near the last one in a third of the time
+            value = changes[key]
             if value is None:
                 batch.delete(b"d" + key)
             else:

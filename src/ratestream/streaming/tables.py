@@ -123,10 +123,10 @@ class Table(MutableMapping[K, V], Generic[K, V]):
     def __getitem__(self, key: K) -> V:
         # What a running agent reads most, at a fraction of the cost of looking everywhere.
         work = current_work.get()
-        if work is not None and self._ttl_ms is None and work.partition in self._partitions:
-            cached: V | None = self._partitions[work.partition].cache.get(key)
-            if cached is not None:
-                return cached
+        if work is not None and self._ttl_ms is None:
+            partition = self._partitions.get(work.partition)  # type: ignore[arg-type]  # or None
+            if partition is not None and (cached := partition.cache.get(key)) is not None:
+                return cached  # type: ignore[no-any-return]
         value: V = self._find(key)
         if value is not _MISSING:
             return value
@@ -135,6 +135,12 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         return self._default()
 
     def __setitem__(self, key: K, value: V) -> None:
+        work = current_work.get()
+        if work is not None and self._ttl_ms is None:
+            partition = self._partitions.get(work.partition)  # type: ignore[arg-type]  # or None
+            if partition is not None:
+                partition.cache[key] = partition.dirty[key] = value
+                return
         partition = self._written_partition()
         kept = value if self._ttl_ms is None else _Entry(value, partition.written)
         partition.cache[key] = partition.dirty[key] = kept

@@ -48,6 +48,8 @@ TOPIC_DEFAULTS = {
     "cleanup.policy": "delete",
     "retention.ms": "604800000",
     "max.message.bytes": "1048588",
+    "delete.retention.ms": "86400000",
+    "min.insync.replicas": "1",
 }
 
 
@@ -272,6 +274,8 @@ def _new_topic(spec: TopicSpec) -> NewTopic:
         "retention.ms": str(spec.retention_ms),
         "max.message.bytes": str(spec.max_message_bytes),
     }
+    if spec.cleanup_policy == "compact":  # a table may be away for half of it: see `Store`
+        config["delete.retention.ms"] = TOPIC_DEFAULTS["delete.retention.ms"]
     if spec.replication_factor >= 3:
         config["min.insync.replicas"] = "2"
     return NewTopic(
@@ -297,4 +301,6 @@ def _config(entries: Mapping[str, Any]) -> TopicConfig:
         cleanup_policy=settings["cleanup.policy"],
         retention_ms=int(settings["retention.ms"]),
         max_message_bytes=int(settings["max.message.bytes"]),
+        delete_retention_ms=int(settings["delete.retention.ms"]),
+        min_insync_replicas=int(settings["min.insync.replicas"]),
     )
