@@ -613,6 +613,13 @@ class ApiGatewaySettings(ServiceSection):
         le=100_000,
         description="Rows in an answer, however many are asked for; the dashboard asks for 200.",
     )
+    max_age: float = Field(
+        default=0.2,
+        ge=0,
+        le=60,
+        description="Seconds for which an answer is given again to whoever asks the same; 0 asks "
+        "Postgres each time.",
+    )
 
     @model_validator(mode="after")
     def _orders_hold(self) -> Self:

@@ -569,10 +569,11 @@ def test_the_services_work_with_the_acls_that_are_documented(secure, admin, serv
             secure.allow("topics", "topic", topic, "DESCRIBE_CONFIGS")
         assert broker.topic_configs(TOPICS).keys() == set(TOPICS)
         with pytest.raises(AuthorizationError):
-            broker.require_transactions(PROBE, DOCTOR)
+            broker.require_transactions(PROBE, DOCTOR, DOCTOR)
         secure.allow("topics", "topic", PROBE, "READ", "WRITE")
         secure.allow("topics", "transactional_id", DOCTOR, "WRITE")
-        broker.require_transactions(PROBE, DOCTOR)
+        secure.allow("topics", "group", DOCTOR, "READ")
+        broker.require_transactions(PROBE, DOCTOR, DOCTOR)
     send(admin, *values("src-data", 0, "not a snapshot"))
     for service in services.values():
         if service.process is None:

@@ -27,7 +27,7 @@ WORKING_AT_LEAST_ONCE = {
 
 
 class WithoutTransactions(LocalBroker):
-    def require_transactions(self, probe: str, transactional_id: str) -> None:
+    def require_transactions(self, probe: str, group: str, transactional_id: str) -> None:
         raise ConfigurationError(f"{probe} shows what was aborted")
 
 

@@ -69,7 +69,7 @@ def transactions(deployment: Deployment) -> list[Finding]:
         text = f"cannot be tried: topic {probe} is missing"
         return [Finding(subject, Severity.SKIPPED, text, "run ratestream topics create")]
     try:
-        deployment.broker.require_transactions(probe, DOCTOR)
+        deployment.broker.require_transactions(probe, DOCTOR, DOCTOR)
     except ConfigurationError as error:
         return [Finding(subject, Severity.WRONG, str(error))]
     return [

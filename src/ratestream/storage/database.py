@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import msgspec
 import structlog
-from sqlalchemy import Connection, Table, select, text
+from sqlalchemy import Connection, Row, Select, Table, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -72,6 +72,7 @@ _FILES = {
 }
 """Parameters of the URL that name files, and the settings that give them."""
 
+_T = TypeVar("_T")
 _encode_lines = msgspec.json.Encoder(decimal_format="string").encode_lines
 
 log = structlog.get_logger("ratestream.storage")
@@ -134,7 +135,8 @@ class Database:
             pool_size=options.pool_size,
             max_overflow=0,
             pool_timeout=options.pool_timeout,
-            pool_pre_ping=True,
+            pool_pre_ping=not options.read_only,
+            isolation_level="AUTOCOMMIT" if options.read_only else None,
         )
 
     @asynccontextmanager
@@ -154,8 +156,29 @@ class Database:
         or not yet migrated, `DatabaseAccessError` when this user lacks one of `grants`,
         `SchemaError` when the schema is newer than this program."""
         with self._noted():
+            await self._once_more(lambda connection: connection.run_sync(_check, grants))
+
+    async def rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
+        """What one statement finds. Raises as `transaction`."""
+
+        async def fetch(connection: AsyncConnection) -> Sequence[Row[Any]]:
+            rows: Sequence[Row[Any]] = (await connection.execute(statement)).all()
+            return rows
+
+        with self._noted():
+            return await self._once_more(fetch)
+
+    async def _once_more(self, read: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
+        """Reading is tried again, on a new connection, when that of the pool is found to have been
+        closed meanwhile. So nobody has to ask a connection whether it is alive."""
+        try:
             async with self._engine.begin() as connection:
-                await connection.run_sync(_check, grants)
+                return await read(connection)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        async with self._engine.begin() as connection:
+            return await read(connection)
 
     async def upgrade(self, roles: Roles | None = None) -> SchemaState:
         """Bring the schema to this program's version and grant to `roles` exactly what they need,

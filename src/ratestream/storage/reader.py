@@ -137,9 +137,7 @@ class Reader:
         return _summaries(await self._rows(statement))
 
     async def _rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
-        async with self._database.transaction() as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(statement)).all()
-        return rows
+        return await self._database.rows(statement)
 
 
 def _position_of(table: Table | LateralFromClause) -> list[ColumnElement[Any]]:
