@@ -35,6 +35,9 @@ OURS_EXACTLY_ONCE = _ours("ratestream, exactly once", "ours", EXACTLY_ONCE)
 OURS_AT_LEAST_ONCE = _ours("ratestream, at least once", "ours", AT_LEAST_ONCE)
 LOOP = _ours("loop without guarantees", "loop", AT_LEAST_ONCE)
 
+WARM_UP = (LOOP, OURS_EXACTLY_ONCE)
+"""What makes the broker do everything that it will have to do."""
+
 FAUST_NAME = "Faust, at least once"
 FASTSTREAM_NAME = "FastStream, state in a dict"
 

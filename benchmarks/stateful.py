@@ -19,6 +19,7 @@ from benchmarks.contestants import (
     OURS_EXACTLY_ONCE,
     PEERS,
     STATES,
+    WARM_UP,
     java_peers,
     kafka_streams_name,
     peer_versions,
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
             seconds = _WARM_SECONDS if is_warm else options.seconds
             after = options.quotes if is_warm else 0
             with course(bootstrap, folder, "stateful", quotes, seconds, after) as of_keys:
+                of_keys.warm_up(WARM_UP)
                 subjects = [of_keys.subject(program) for program in programs]
                 measured = measure(subjects, options.rounds, progress, f"stateful, {keys:,} keys")
             return {named(name, keys, is_warm): each for name, each in measured.items()}

@@ -12,6 +12,7 @@ from benchmarks.contestants import (
     OURS_AT_LEAST_ONCE,
     OURS_EXACTLY_ONCE,
     PEERS,
+    WARM_UP,
     java_peers,
     peer_versions,
     python_peers,
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
             seconds = _WARM_SECONDS if is_warm else options.seconds
             after = options.quotes if is_warm else 0
             with course(bootstrap, folder, "stateless", snapshots, seconds, after) as each:
+                each.warm_up(WARM_UP)
                 subjects = [each.subject(program) for program in programs]
                 return measure(subjects, options.rounds, progress, "stateless")
 

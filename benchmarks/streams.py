@@ -15,7 +15,7 @@ import signal
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,6 +105,12 @@ class Course:
     @cached_property
     def expected(self) -> dict[str, list[str]]:
         return self.input.expected(self.input.some_keys())
+
+    def warm_up(self, programs: Iterable[Program]) -> None:
+        """Runs that do not count. A broker that has just started is slow until Java has compiled
+        what it does."""
+        for program in programs:
+            self.run(program)
 
     def subject(self, program: Program) -> Subject:
         return Subject(program.name, lambda: self.run(program))
