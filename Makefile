@@ -13,7 +13,7 @@ GUARANTEE := exactly_once
 # `exec`, a SIGTERM that make passes on reaches them too, not a shell in between.
 FOREGROUND := $(VENV)/python scripts/foreground
 
-.PHONY: help run run-kafka test chaos bench check docs lock clean
+.PHONY: help run run-kafka test chaos bench bench-quick check docs lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -40,6 +40,10 @@ chaos: ## kill everything while quotes flow, and compare what comes out (QUOTES=
 bench: ## measure beside the peers; hours. ARGS="latency --rounds 3" for less (Java, Maven)
 	@scripts/venv dev
 	@exec $(FOREGROUND) $(VENV)/python -m benchmarks $(ARGS)
+
+bench-quick: ## ratios against the limits only; minutes. Fails when one is half of what it was
+	@scripts/venv dev
+	@exec $(FOREGROUND) $(VENV)/python -m benchmarks.quick $(ARGS)
 
 check: ## what CI checks: style, types, imports, documentation
 	@scripts/venv dev

@@ -78,12 +78,17 @@ class Report:
             "benchmark": self.benchmark,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
-            "versions": {name: version(name) for name in _LIBRARIES} | dict(self.versions),
+            "versions": versions() | dict(self.versions),
             "options": dict(self.options),
             "medians": {name: found.medians() for name, found in self.found.items()},
             "rounds": {name: found.rounds for name, found in self.found.items()},
             "targets": [asdict(each) | {"is_reached": each.is_reached} for each in self.targets],
         }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that the figures depend on."""
+    return {name: version(name) for name in _LIBRARIES}
 
 
 def machine() -> dict[str, object]:

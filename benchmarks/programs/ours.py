@@ -7,6 +7,8 @@ import signal
 from decimal import Decimal
 from typing import cast
 
+import structlog
+
 from benchmarks.programs.arguments import Arguments, arguments
 from benchmarks.programs.job import PARTITIONS, WINDOW
 from benchmarks.programs.messages import Average, Quote, Snapshot
@@ -58,6 +60,11 @@ def stateless(app: App, given: Arguments) -> None:
                 )
 
 
+def log_json() -> None:
+    times = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    structlog.configure(processors=[times, structlog.processors.JSONRenderer()])
+
+
 async def main(given: Arguments) -> None:
     app = App(given.group, processing_guarantee=cast(ProcessingGuarantee, given.guarantee))
     {"stateful": stateful, "stateless": stateless}[given.job](app, given)
@@ -68,4 +75,5 @@ async def main(given: Arguments) -> None:
 
 
 if __name__ == "__main__":
+    log_json()
     asyncio.run(main(arguments()))

@@ -419,7 +419,13 @@ def test_a_transaction_open_for_too_long_is_aborted(
     assert texts(reader, partition) == []
 
 
-def test_this_broker_may_be_used_for_exactly_once(broker, unique_topic):
-    probe = unique_topic(partitions=1)
+def test_this_broker_may_be_used_for_exactly_once(broker, unique_topic, group_config):
+    """By a group that has members, too."""
+    source, probe = unique_topic(partitions=1), unique_topic(partitions=1)
+    broker.require_transactions(probe, group_config.group, f"{probe}-one")
+    member = joined(broker, group_config, source, 1)
     for name in ("one", "other", "one"):
-        broker.require_transactions(probe, f"{probe}-{name}")
+        broker.require_transactions(probe, group_config.group, f"{probe}-{name}")
+    member.poll()
+    assert member.has(1)
+    member.consumer.close()

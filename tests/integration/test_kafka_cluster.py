@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]  # exported in fact
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported in fact
+    AdminClient,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+)
 
 from ratestream.streaming.errors import BrokerError, MessageTooLargeError
 from ratestream.streaming.kafka import KafkaBroker, KafkaConfig, KafkaConsumer
@@ -38,11 +43,24 @@ def random_record(topic: str, size: int) -> OutgoingRecord:
     return OutgoingRecord(topic, b"key", random.Random(1).randbytes(size), partition=0)
 
 
-def config_of(address: str, topic: str) -> dict[str, str]:
+def config_of(address: str, topic: str) -> dict[str, str | None]:
+    return {name: entry.value for name, entry in described(address, topic).items()}
+
+
+def own_config_of(address: str, topic: str) -> dict[str, str | None]:
+    """What it was given, and not left to the broker."""
+    return {
+        name: entry.value
+        for name, entry in described(address, topic).items()
+        if ConfigSource(entry.source) is ConfigSource.DYNAMIC_TOPIC_CONFIG
+    }
+
+
+def described(address: str, topic: str) -> dict[str, ConfigEntry]:
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
     with AdminClient({"bootstrap.servers": address}) as admin:
-        entries = admin.describe_configs([resource])[resource].result()
-    return {name: entry.value for name, entry in entries.items()}
+        entries: dict[str, ConfigEntry] = admin.describe_configs([resource])[resource].result()
+    return entries
 
 
 def test_a_topic_has_the_settings_it_was_made_with(kafka_address, unique_topic):
@@ -51,6 +69,15 @@ def test_a_topic_has_the_settings_it_was_made_with(kafka_address, unique_topic):
     assert config["cleanup.policy"] == "compact"
     assert config["retention.ms"] == "-1"
     assert config["max.message.bytes"] == str(6 * MEGABYTE)
+
+
+def test_a_changelog_keeps_deletions_for_a_day_whatever_its_broker_does_by_itself(
+    kafka_address, unique_topic
+):
+    changelog, other = unique_topic(cleanup_policy="compact"), unique_topic()
+    name = "delete.retention.ms"
+    assert own_config_of(kafka_address, changelog)[name] == "86400000"
+    assert name not in own_config_of(kafka_address, other)
 
 
 def test_a_dead_letter_of_five_megabytes_passes_through(broker, unique_topic):

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 
+from ratestream.operations.checks import DOCTOR
 from ratestream.streaming import (
     AccessError,
     App,
@@ -262,6 +263,15 @@ def test_who_may_not_try_transactions_ends_and_the_topic_is_named(
     text = error_of(exact_sums.worker(secure.with_password(USER), tmp_path))
     assert PROBE in text
     assert "user 'data_aggregator' is not allowed to: TOPIC_AUTHORIZATION_FAILED" in text
+
+
+def test_who_may_not_use_the_group_in_transactions_ends_and_it_is_named(
+    secure, exact_sums, tmp_path
+):
+    exact_sums.allow(secure, without=("group", exact_sums.name))
+    text = error_of(exact_sums.worker(secure.with_password(USER), tmp_path))
+    assert f"of group {exact_sums.name}" in text
+    assert "user 'data_aggregator' is not allowed to: GROUP_AUTHORIZATION_FAILED" in text
 
 
 def another_authority(secure: SecureKafka, folder: Path) -> KafkaConfig:
@@ -558,6 +568,12 @@ def test_the_services_work_with_the_acls_that_are_documented(secure, admin, serv
         for topic in TOPICS:
             secure.allow("topics", "topic", topic, "DESCRIBE_CONFIGS")
         assert broker.topic_configs(TOPICS).keys() == set(TOPICS)
+        with pytest.raises(AuthorizationError):
+            broker.require_transactions(PROBE, DOCTOR, DOCTOR)
+        secure.allow("topics", "topic", PROBE, "READ", "WRITE")
+        secure.allow("topics", "transactional_id", DOCTOR, "WRITE")
+        secure.allow("topics", "group", DOCTOR, "READ")
+        broker.require_transactions(PROBE, DOCTOR, DOCTOR)
     send(admin, *values("src-data", 0, "not a snapshot"))
     for service in services.values():
         if service.process is None:

@@ -17,7 +17,11 @@ from ratestream.streaming.types import (
     TopicSpec,
 )
 from tests.support.certificates import Authority
-from tests.support.half_servers import server_that_hangs_up_at_the_login, tls_server
+from tests.support.half_servers import (
+    server_that_hangs_up_at_the_login,
+    server_without_transactions,
+    tls_server,
+)
 from tests.support.kafka_servers import free_port
 
 PASSWORD = "correct horse battery staple"
@@ -85,6 +89,15 @@ def test_a_connection_lost_at_the_login_is_an_outage_and_no_refusal():
             broker.cluster_id()
     assert not isinstance(failure.value, AccessError)
     assert "PLAIN mechanism handshake failed" in str(failure.value)
+
+
+def test_a_broker_that_knows_no_transactions_is_not_waited_for():
+    with (
+        server_without_transactions() as address,
+        closing(KafkaBroker(KafkaConfig(address))) as broker,
+        pytest.raises(ConfigurationError, match=r"Transactions not supported .* at_least_once"),
+    ):
+        broker.transactional_producer(ProducerConfig(), "one")
 
 
 def test_a_certificate_is_looked_at_once_and_not_for_every_question(tmp_path):

@@ -8,10 +8,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from uuid import uuid4
 
 import pytest
 
-from ratestream.streaming.errors import BrokerError, FencedError, TransactionAbortedError
+from ratestream.streaming.errors import (
+    BrokerError,
+    ConfigurationError,
+    FencedError,
+    TransactionAbortedError,
+)
 from ratestream.streaming.kafka import (
     KafkaBroker,
     KafkaConfig,
@@ -214,3 +220,40 @@ def test_without_an_answer_a_commit_ends_in_time_and_its_successor_knows(kafka_a
                 break
         quotes = TopicPartition("quotes", 0)
         assert reader.watermarks(quotes).high == reader.log_end(quotes)
+
+
+class ForgetfulBroker(KafkaBroker):
+    """Drops the offsets of a group that are committed in a transaction."""
+
+    def transactional_producer(
+        self, config: ProducerConfig, transactional_id: str
+    ) -> KafkaTransactionalProducer:
+        producer = super().transactional_producer(config, transactional_id)
+        commit = producer.commit
+        producer.commit = lambda offsets, consumer: commit({}, consumer)  # type: ignore[method-assign]
+        return producer
+
+
+class LenientBroker(KafkaBroker):
+    """Fences nobody."""
+
+    def transactional_producer(
+        self, config: ProducerConfig, transactional_id: str
+    ) -> KafkaTransactionalProducer:
+        return super().transactional_producer(config, f"{transactional_id}-{uuid4()}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing"),
+    [
+        (ForgetfulBroker, "drops the offsets of a group that are committed in a transaction"),
+        (LenientBroker, "lets a producer commit after another one has taken its transactional id"),
+    ],
+)
+def test_a_broker_that_does_less_than_kafka_is_refused(kafka_address, unique_topic, kind, missing):
+    probe = unique_topic(partitions=1)
+    with (
+        closing(kind(KafkaConfig(kafka_address))) as broker,
+        pytest.raises(ConfigurationError, match=f"{missing}.*set processing_guarantee to"),
+    ):
+        broker.require_transactions(probe, f"{probe}-group", f"{probe}-1")

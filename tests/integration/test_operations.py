@@ -18,7 +18,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported in fact
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 
 from ratestream.events import Snapshot
 from ratestream.operations.checks import disk, room, skew
@@ -146,6 +151,23 @@ def test_a_changelog_of_the_wrong_size_is_found(ratestream: Command, kafka: str)
         each.startswith(f"wrong topic {changelog}: has 3 partitions and processed-data")
         for each in lines
     )
+
+
+@pytest.mark.kafka
+def test_a_changelog_that_forgets_deletions_early_is_found(ratestream: Command, kafka: str) -> None:
+    ratestream.lines("topics", "create")
+    changelog = "data-aggregator-windows-changelog"
+    set_config(kafka, changelog, "delete.retention.ms", "3600000")
+    told = f"wrong topic {changelog}: keeps deletions for 1 h: "
+    assert any(each.startswith(told) for each in ratestream.lines("topics", "check", code=1))
+
+
+def set_config(bootstrap: str, topic: str, name: str, value: str) -> None:
+    """As `kafka-configs --alter --add-config` does."""
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    changed = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    with AdminClient({"bootstrap.servers": bootstrap}) as admin:
+        admin.incremental_alter_configs([changed])[changed].result()
 
 
 def test_a_kafka_that_does_not_answer_is_one_line(nowhere: Command) -> None:
@@ -335,6 +357,7 @@ def test_doctor_finds_each_fault(ratestream: Command, kafka: str, database_url: 
     ratestream.lines("topics", "create")
     healthy = ratestream.lines("doctor")
     assert "ok data_processor on src-data: has done everything there is" in healthy
+    assert any(each.startswith("ok transactions: one was aborted and one ") for each in healthy)
     assert any(each.startswith("warning db_loader: does not answer at ") for each in healthy)
     assert healthy[-1].endswith(" ok, 6 warning")
 
@@ -348,6 +371,16 @@ def test_doctor_finds_each_fault(ratestream: Command, kafka: str, database_url: 
     mixed = ratestream.lines("doctor", code=1)
     of_another = "wrong cluster: the rows in Postgres are of Kafka cluster another, and this is "
     assert any(each.startswith(of_another) for each in mixed)
+
+
+def test_doctor_finds_a_broker_that_shows_what_was_aborted(
+    nowhere: Command, tansu_address: str
+) -> None:
+    there = nowhere.having(RATESTREAM_KAFKA__BOOTSTRAP_SERVERS=tansu_address)
+    there.lines("topics", "create")
+    (line,) = (each for each in there.lines("doctor", code=1) if "transactions: " in each)
+    assert line.startswith("wrong transactions: ")
+    assert line.endswith("set processing_guarantee to at_least_once, or use another broker")
 
 
 @pytest.mark.kafka

@@ -36,18 +36,49 @@ def server_that_hangs_up_at_the_login() -> Iterator[str]:
 
 
 def _hang_up_at_the_login(connection: socket.socket) -> None:
-    keys = ((METADATA, 9), (SASL_HANDSHAKE, 1), (API_VERSIONS, 3), (SASL_AUTHENTICATE, 0))
-    ranges = b"".join(struct.pack(">hhhb", key, 0, newest, 0) for key, newest in keys)
-    versions = struct.pack(">hb", 0, len(keys) + 1) + ranges + struct.pack(">ib", 0, 0)
+    versions = _versions(
+        (METADATA, 9), (SASL_HANDSHAKE, 1), (API_VERSIONS, 3), (SASL_AUTHENTICATE, 0)
+    )
+    for key, answer in _requests(connection):
+        if key != API_VERSIONS:
+            return
+        answer(versions)
+
+
+@contextmanager
+def server_without_transactions() -> Iterator[str]:
+    """Yields the address of one that says where it is, and can do nothing else."""
+    with serving(_say_where_it_is) as address:
+        yield address
+
+
+def _say_where_it_is(connection: socket.socket) -> None:
+    host, port = connection.getsockname()
+    metadata = struct.pack(f">iih{len(host)}si", 1, 1, len(host), host.encode(), port)
+    metadata += struct.pack(">hii", -1, 1, 0)  # no rack; the controller; no topics
+    answers = {API_VERSIONS: _versions((METADATA, 1), (API_VERSIONS, 3)), METADATA: metadata}
+    for key, answer in _requests(connection):
+        answer(answers[key])
+
+
+def _requests(connection: socket.socket) -> Iterator[tuple[int, Callable[[bytes], None]]]:
+    """The key of each request, and what answers it."""
     with connection.makefile("rwb") as stream:
         while size := stream.read(4):
             request = stream.read(struct.unpack(">i", size)[0])
             key, _, correlation = struct.unpack(">hhi", request[:8])
-            if key != API_VERSIONS:
-                return
-            answer = struct.pack(">i", correlation) + versions
-            stream.write(struct.pack(">i", len(answer)) + answer)
-            stream.flush()
+
+            def answer(body: bytes, correlation: int = correlation) -> None:
+                stream.write(struct.pack(">ii", len(body) + 4, correlation) + body)
+                stream.flush()
+
+            yield key, answer
+
+
+def _versions(*newest: tuple[int, int]) -> bytes:
+    """The answer to `API_VERSIONS`: requests, and the newest version of each."""
+    ranges = b"".join(struct.pack(">hhhb", key, 0, version, 0) for key, version in newest)
+    return struct.pack(">hb", 0, len(newest) + 1) + ranges + struct.pack(">ib", 0, 0)
 
 
 @contextmanager

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
+from benchmarks import BenchmarkError
 from benchmarks.figures import Pace, Restore, Takeover, percentile, restores
+from benchmarks.history import RECENT_RUNS, fallen, load, record, usual
+from benchmarks.inputs import Quotes, Snapshots, differences, pair_name, price_text
+from benchmarks.programs.arguments import Arguments, arguments
+from benchmarks.programs.job import average, split
+from benchmarks.streams import Sight, figures
 
 _KILLED = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -66,3 +75,112 @@ def test_what_was_restored_before_the_kill_does_not_count() -> None:
     ]
     assert restores(log, _KILLED) == Restore(42, 0.75)
     assert restores([], _KILLED) == Restore(0, 0.0)
+
+
+def test_what_is_usual_is_the_median_of_the_last_runs() -> None:
+    assert usual([]) == {}
+    old = [{"a": 100.0}] * 10
+    recent = [{"a": float(n)} for n in range(1, RECENT_RUNS + 1)]
+    assert usual([*old, *recent, {"b": 0.5}]) == {"a": 3.0, "b": 0.5}
+
+
+def test_less_than_half_of_what_is_usual_has_fallen() -> None:
+    history = [{"a": 0.6, "b": 0.6}, {"a": 0.8, "b": 0.8}]
+    assert fallen({"a": 0.35, "b": 0.36, "new": 0.01}, history) == []
+    (complaint,) = fallen({"a": 0.349, "b": 0.9}, history)
+    assert complaint == "a is 0.349, less than half of the recorded 0.700"
+
+
+def test_a_ratio_that_was_not_measured_has_not_fallen() -> None:
+    assert fallen({}, [{"a": 1.0}]) == []
+
+
+def test_recorded_ratios_are_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+    assert load(file) == []
+    record({"a": 0.5}, file)
+    record({"a": 0.6, "b": 0.1}, file)
+    assert load(file) == [{"a": 0.5}, {"a": 0.6, "b": 0.1}]
+    assert json.loads(file.read_text().splitlines()[0]).keys() == {
+        "date",
+        "machine",
+        "versions",
+        "ratios",
+    }
+
+
+def test_programs_agree_with_what_is_expected_of_them() -> None:
+    quotes = Quotes(count=3_000, pairs=40)
+    windows: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
+    for message in quotes.messages():
+        quote = json.loads(message.value)
+        assert quote["pair"] == message.key
+        value, windows[message.key] = average(quote, windows.get(message.key, []))
+        found.setdefault(message.key, []).append(value["mean"])
+    assert sum(map(len, found.values())) == quotes.outputs
+    expected = quotes.expected(quotes.some_keys())
+    assert len(expected) >= 20
+    assert differences(expected, found, is_complete=True) == []
+
+
+def test_every_rate_of_a_snapshot_becomes_a_quote() -> None:
+    snapshots = Snapshots(count=1_000)
+    found: dict[str, list[str]] = {}
+    for message in snapshots.messages():
+        for quote in split(json.loads(message.value)):
+            found.setdefault(quote["pair"], []).append(quote["price"])
+    assert sum(map(len, found.values())) == snapshots.outputs == 1_000
+    expected = snapshots.expected(snapshots.some_keys())
+    assert {key: sorted(found[key]) for key in expected} == expected
+
+
+def test_a_wrong_missing_or_surplus_output_is_noticed() -> None:
+    expected = {"a": ["1", "2", "3"]}
+    assert differences(expected, {"a": ["1", "2"]}, is_complete=False) == []
+    assert differences(expected, {}, is_complete=False) == []
+    assert differences(expected, {}, is_complete=True)
+    assert differences(expected, {"a": ["1", "3"]}, is_complete=False) == [
+        "a: 2 of 3, the first 1 of them right"
+    ]
+    assert differences(expected, {"a": ["1", "2"]}, is_complete=True)
+    assert differences(expected, {"a": ["1", "2", "3", "3"]}, is_complete=False)
+
+
+def test_pairs_differ_and_prices_have_one_form() -> None:
+    names = [pair_name(number) for number in range(100_000)]
+    assert len(set(names)) == 100_000
+    assert {len(name) for name in names} == {6}
+    prices = [price_text(number) for number in range(100_000)]
+    assert all(1 < Decimal(price) < 2 and len(price) == 7 for price in prices)
+    assert not any(price.endswith("0") for price in prices)
+
+
+def test_a_rate_counts_from_the_first_sight_to_the_first_sight_of_the_last() -> None:
+    sights = [Sight(10.0, 100, 1.0, 5_000_000), Sight(11.0, 500, 2.0, 7_000_000)]
+    sights.append(Sight(14.0, 1_100, 3.0, 6_000_000))
+    assert figures(sights, outputs=1_100) == {
+        "outputs_per_second": 250.0,
+        "cores": 0.5,
+        "cores_at_1_million_per_second": 2_000.0,
+        "memory_mb": 7.0,
+    }
+    assert figures(sights, outputs=1_100, after=100)["outputs_per_second"] == 200.0
+
+
+def test_the_marks_of_transactions_do_not_count() -> None:
+    sights = [Sight(0.0, 0 + 220, 0.0, 1), Sight(1.0, 1_100, 1.0, 1)]
+    assert figures(sights, outputs=1_000)["outputs_per_second"] == pytest.approx(800.0)
+
+
+def test_what_came_all_at_once_has_no_rate() -> None:
+    with pytest.raises(BenchmarkError):
+        figures([Sight(1.0, 10, 0.0, 1)], outputs=10)
+
+
+def test_programs_read_the_arguments_that_they_are_given() -> None:
+    given = Arguments(
+        "stateful", "127.0.0.1:9092", "in", "out", "-group", Path("/data/x y"), "exactly_once"
+    )
+    assert arguments(given.as_options()) == given
+    assert given.is_exactly_once

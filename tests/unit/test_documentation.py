@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
+REQUIREMENTS = ("kafka", "browser", "postgres", "prometheus", "containers", "node")
+"""What RATESTREAM_TEST_REQUIRE may name: tests need it, and are skipped without it."""
+
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+\s+(.*?)\s*$", re.MULTILINE)
@@ -199,6 +202,26 @@ def test_the_two_commands_of_the_readme_are_what_ci_runs() -> None:
     assert re.search(r"^[^#\n]*\bmake test\b", ci, re.MULTILINE)
     # `make run` is run, and stopped with Ctrl-C, by a test.
     assert '"make", "run"' in (ROOT / "tests" / "e2e" / "test_make_run.py").read_text()
+
+
+def test_contributing_names_every_module_script_and_requirement() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    code = (path for path in (ROOT / "src" / "ratestream").iterdir() if path.name[0] not in "_.")
+    modules = {f"{path.name}/" if path.is_dir() else path.name for path in code} - {"py.typed"}
+    (layout,) = (block for _, block in FENCE.findall(page) if "src/ratestream/" in block)
+    assert modules - set(layout.split()) == set()
+    shown = set(re.findall(r"`(scripts/[\w-]+)", page))
+    scripts = (path for path in (ROOT / "scripts").iterdir() if path.suffix == "")
+    assert {f"scripts/{path.name}" for path in scripts} - shown == set()
+    everything = f"RATESTREAM_TEST_REQUIRE={','.join(REQUIREMENTS)}"
+    assert f"`{everything}`" in page
+    assert everything in (ROOT / ".ci" / "run").read_text()
+
+
+def test_requirements_are_those_that_tests_ask_for() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    asked = r'"(\w+)" (?:not )?in os\.environ\.get\("RATESTREAM_TEST_REQUIRE"'
+    assert set(re.findall(asked, text)) == set(REQUIREMENTS)
 
 
 # That these notice what they are for.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from ratestream.operations import lag
 from ratestream.operations.deployment import Deployment
 from ratestream.operations.findings import Finding, Severity, is_fine
 from ratestream.operations.lag import check_lag
-from ratestream.operations.topics import CheckTopics, CreateTopics
+from ratestream.operations.topics import TOMBSTONES_MS, CheckTopics, CreateTopics
 from ratestream.settings import Settings, TopicSettings
 from ratestream.streaming import (
     AccessError,
@@ -23,9 +23,11 @@ from ratestream.streaming import (
     ConsumerConfig,
     OutgoingRecord,
     TopicPartition,
+    store,
 )
 from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.local.consumer import LocalConsumer
+from ratestream.streaming.types import TopicConfig, TopicDescription
 from tests.support.brokers import send
 
 CHANGELOG = "data-aggregator-windows-changelog"
@@ -132,6 +134,61 @@ def test_larger_records_than_needed_are_fine(broker: LocalBroker) -> None:
     make(broker, here, "src-data", max_message_bytes=2_000_000)
     create(here)
     assert check(here)["src-data"].severity is Severity.OK
+
+
+class ClusterBroker(LocalBroker):
+    """Says of each topic what a cluster of three may, where a topic is not as its brokers say."""
+
+    def __init__(self, copies: int, **config: int) -> None:
+        super().__init__(None)
+        self._copies = copies
+        self._config_of_cluster = config
+
+    def describe_topics(self, names: Sequence[str]) -> dict[str, TopicDescription]:
+        found = super().describe_topics(names)
+        return {
+            name: replace(each, replication_factor=self._copies) for name, each in found.items()
+        }
+
+    def topic_configs(self, names: Sequence[str]) -> dict[str, TopicConfig]:
+        found = super().topic_configs(names)
+        changed: Mapping[str, Any] = self._config_of_cluster
+        return {name: replace(each, **changed) for name, each in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("copies", "acknowledging", "severity"),
+    [(3, 1, Severity.WARNING), (3, 2, Severity.OK), (2, 1, Severity.OK), (1, 1, Severity.OK)],
+)
+def test_an_acknowledgement_by_one_replica_of_three_is_told(
+    copies: int, acknowledging: int, severity: Severity
+) -> None:
+    with closing(ClusterBroker(copies, min_insync_replicas=acknowledging)) as broker:
+        here = deployment(broker, replication_factor=copies)
+        create(here)
+        found = check(here)
+    assert found.pop(PROBE).severity is Severity.OK
+    assert {each.severity for each in found.values()} == {severity}
+    if severity is Severity.WARNING:
+        assert found["src-data"].text.startswith("has min.insync.replicas=1: ")
+
+
+@pytest.mark.parametrize(
+    ("kept_ms", "severity"),
+    [(TOMBSTONES_MS, Severity.OK), (TOMBSTONES_MS - 1, Severity.WRONG), (0, Severity.WRONG)],
+)
+def test_deletions_that_a_table_could_miss_are_wrong(kept_ms: int, severity: Severity) -> None:
+    with closing(ClusterBroker(1, delete_retention_ms=kept_ms)) as broker:
+        here = deployment(broker)
+        create(here)
+        found = check(here)
+    assert found.pop(CHANGELOG).severity is severity
+    assert {each.severity for each in found.values()} == {Severity.OK}
+
+
+def test_deletions_are_kept_for_longer_than_a_table_trusts_what_it_has() -> None:
+    trusted = store._TOMBSTONES_SECONDS + store._REFRESH_SECONDS
+    assert trusted * 1000 <= TOMBSTONES_MS
 
 
 def test_what_is_wrong_or_could_not_be_looked_at_is_not_fine() -> None:

@@ -278,39 +278,89 @@ def test_of_a_list_only_the_record_at_fault_goes_to_the_dead_letters(tmp_path: P
     asyncio.run(scenario())
 
 
+def loud_app() -> App:
+    """Sends on what it reads: as often as the number says, with a key and a header of 100 bytes."""
+    app = App("loud", processing_guarantee="exactly_once")
+    topic = app.topic("in", value_type=int, partitions=1)
+    out = app.topic("out", value_type=int, partitions=1)
+
+    @app.agent(topic)
+    async def repeat(stream: Stream[int]) -> None:
+        async for number in stream:
+            for _ in range(number):
+                await out.send(key="k" * 100, value=number, headers=(("h" * 50, b"h" * 50),))
+
+    return app
+
+
+# Each stands for five of the records that `loud_app` sends, which have 201 bytes with the least of
+# values.
+OUTPUT_BOUNDS = [{"output_max_records": 5}, {"output_max_bytes": 1005}]
+
+
+@pytest.mark.parametrize("bound", OUTPUT_BOUNDS)
 def test_agents_wait_for_room_in_the_outbox_and_no_transaction_waits_for_them(
-    tmp_path: Path,
+    tmp_path: Path, bound: dict[str, int]
 ) -> None:
     async def scenario() -> None:
-        app = counting_app()
-        settings = config(tmp_path, output_max_records=5)
-        async with AppTester(app, LocalBroker(None), settings) as tester:
-            tester.write(numbers(*range(200)))
+        app = loud_app()
+        async with AppTester(app, LocalBroker(None), config(tmp_path, **bound)) as tester:
+            tester.write([OutgoingRecord("in", b"k", b"1")] * 200)
             await tester.settle()
-            assert sorted(tester.received("out")) == expected(*range(200))
+            assert tester.received("out") == [1] * 200
             assert (sample(app, "ratestream_transactions_total", result="committed") or 0) >= 40
 
     asyncio.run(scenario())
 
 
-def test_what_is_sent_for_one_record_is_bounded(tmp_path: Path) -> None:
-    app = App("flooding", processing_guarantee="exactly_once")
+@pytest.mark.parametrize("bound", OUTPUT_BOUNDS)
+def test_what_is_sent_for_one_record_is_bounded(tmp_path: Path, bound: dict[str, int]) -> None:
+    (setting,) = (f"{name}={value}" for name, value in bound.items())
+
+    async def scenario(number: int) -> list[int]:
+        async with AppTester(loud_app(), LocalBroker(None), config(tmp_path, **bound)) as tester:
+            tester.write([OutgoingRecord("in", b"k", b"%d" % number)])
+            await tester.settle()
+            return tester.received("out")
+
+    assert asyncio.run(scenario(9)) == [9] * 9
+    with pytest.raises(AgentError, match=setting):
+        asyncio.run(scenario(11))
+
+
+COMMITTED_OF_100 = {
+    "by size": ({"commit_max_records": 10}, range(50, 101)),
+    "by time": ({"commit_interval": 0.05}, range(50, 101)),
+    "not at all": ({}, range(1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "committed"), COMMITTED_OF_100.values(), ids=COMMITTED_OF_100.keys()
+)
+def test_input_without_an_end_is_committed_by_size_or_by_time(
+    tmp_path: Path, limit: dict[str, float], committed: range
+) -> None:
+    app = App("endless", processing_guarantee="exactly_once")
     topic = app.topic("in", value_type=int, partitions=1)
-    out = app.topic("out", value_type=int, partitions=1)
+    done: list[int] = []
 
     @app.agent(topic)
-    async def flood(stream: Stream[int]) -> None:
+    async def work(stream: Stream[int]) -> None:
         async for number in stream:
-            for _ in range(number):
-                await out.send(key="k", value=number)
+            await asyncio.sleep(0.01)
+            done.append(number)
 
     async def scenario() -> None:
-        with pytest.raises(AgentError, match="output_max_records=5"):
-            async with AppTester(
-                app, LocalBroker(None), config(tmp_path, output_max_records=5)
-            ) as tester:
-                tester.write([OutgoingRecord("in", b"k", b"1000")])
-                await tester.settle()
+        broker = LocalBroker(None)
+        broker.create_topics(app.topic_specs())
+        send(broker, *numbers(*range(10_000)))
+        unlimited = {"commit_interval": 60.0, "commit_max_records": 10**6, "batch_max_records": 5}
+        async with AppTester(app, broker, config(tmp_path, **(unlimited | limit))) as tester:
+            while len(done) < 100:
+                await asyncio.sleep(0.01)
+            assert 10_000 - tester.lag(["in"]) in committed
+        broker.close()
 
     asyncio.run(scenario())
 
@@ -558,7 +608,7 @@ def test_who_does_not_end_or_stands_still_is_overdue(
                 time.sleep(0.01)  # noqa: ASYNC251 - as heavy computing does
 
     async def scenario() -> None:
-        settings = config(tmp_path, progress_timeout=0.5)
+        settings = config(tmp_path, progress_timeout=2.0)
         async with AppTester(app, LocalBroker(None), settings) as tester:
 
             def watch() -> None:

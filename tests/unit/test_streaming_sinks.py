@@ -29,6 +29,7 @@ from ratestream.streaming import (
 )
 from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.testing import AppTester
+from ratestream.streaming.types import RecordRun
 
 
 class Sink:
@@ -249,7 +250,7 @@ def test_offsets_are_in_a_sink_or_in_a_transaction(tmp_path: Path) -> None:
 
 def test_the_halves_of_a_batch_follow_each_other() -> None:
     def event(partition: int, offset: int) -> Event:
-        return Event(None, offset, Record("in", partition, offset, None, b"", 0))
+        return Event(None, offset, RecordRun([Record("in", partition, offset, None, b"", 0)]), 0)
 
     events = [event(0, 3), event(1, 8), event(0, 4), event(0, 9)]
     zero, one = TopicPartition("in", 0), TopicPartition("in", 1)

@@ -22,7 +22,7 @@ from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.tables import Table
 from ratestream.streaming.testing import AppTester
 from ratestream.streaming.topics import Topic, Work, current_work
-from ratestream.streaming.types import OutgoingRecord, TopicSpec
+from ratestream.streaming.types import OutgoingRecord, Record, RecordRun, TopicSpec
 
 
 def counting_app() -> App:
@@ -249,12 +249,12 @@ class Owner:
         self.table.close_all()
 
     def write(self, now: int, **entries: int) -> None:
-        self.work.timestamp = now
+        self.work.run = RecordRun([Record("words", 0, 0, None, None, now)])
         for key, value in entries.items():
             self.table[key] = value
 
     def read(self, now: int) -> dict[str, int]:
-        self.work.timestamp = now
+        self.work.run = RecordRun([Record("words", 0, 0, None, None, now)])
         found = {key: self.table[key] for key in sorted(self.table)}
         assert found == dict(sorted(self.table.items()))
         assert len(found) == len(self.table)

@@ -15,6 +15,12 @@ from ratestream.streaming.app import TRANSACTION_PROBE
 from ratestream.streaming.types import TopicConfig, TopicDescription
 
 _HOUR_MS = 3600 * 1000
+TOMBSTONES_MS = 13 * _HOUR_MS
+"""A table believes what it has for 12 hours after it had everything, give or take a moment: a
+deletion that it has not seen by then must still be in the changelog."""
+
+SAFE_COPIES = 3
+"""With as many replicas one may be lost, and another out of step, without losing a record."""
 
 
 class TopicReport(msgspec.Struct, frozen=True):
@@ -82,6 +88,7 @@ def _of_topic(
     if name != TRANSACTION_PROBE.name:  # of which nothing is kept: it only has to be there
         differences += _of_layout(subject, topic, spec, source)
         differences += _of_config(subject, config, spec)
+        differences += _of_safety(subject, topic, config, spec)
     yield from differences or [Finding(subject, Severity.OK, _words(topic, config))]
 
 
@@ -141,6 +148,28 @@ def _of_config(subject: str, config: TopicConfig, spec: TopicSpec) -> Iterator[F
             f"takes records of {config.max_message_bytes} bytes, services send up to "
             f"{spec.max_message_bytes}",
             f"set it with kafka-configs: --add-config max.message.bytes={spec.max_message_bytes}",
+        )
+
+
+def _of_safety(
+    subject: str, topic: TopicDescription, config: TopicConfig, spec: TopicSpec
+) -> Iterator[Finding]:
+    """What a broker's own defaults may have taken away, and no setting of ours says."""
+    if spec.cleanup_policy == "compact" and config.delete_retention_ms < TOMBSTONES_MS:
+        yield Finding(
+            subject,
+            Severity.WRONG,
+            f"keeps deletions {_hours(config.delete_retention_ms)}: a table that was away for "
+            "longer keeps what was deleted",
+            "set it with kafka-configs: --add-config delete.retention.ms=86400000",
+        )
+    if topic.replication_factor >= SAFE_COPIES and config.min_insync_replicas < 2:
+        yield Finding(
+            subject,
+            Severity.WARNING,
+            f"has min.insync.replicas={config.min_insync_replicas}: what only one broker has is "
+            "acknowledged, and lost with it",
+            "set it with kafka-configs: --add-config min.insync.replicas=2",
         )
 
 

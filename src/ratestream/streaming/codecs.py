@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -9,15 +10,18 @@ import msgspec
 from ratestream.streaming.errors import DecodeError
 
 T = TypeVar("T")
+_NOT_AS_DECLARED = (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError)
 
 
 class Codec(Protocol[T]):
     """Turns values of one type into bytes and back. `decode` raises `DecodeError` and nothing
-    else, whatever the bytes are."""
+    else, whatever the bytes are; `decode_all` does, when any of them is wrong."""
 
     def encode(self, value: T) -> bytes | None: ...
 
     def decode(self, data: bytes | None) -> T: ...
+
+    def decode_all(self, data: Iterable[bytes | None]) -> list[T]: ...
 
 
 class RawCodec:
@@ -28,6 +32,9 @@ class RawCodec:
 
     def decode(self, data: bytes | None) -> bytes | None:
         return data
+
+    def decode_all(self, data: Iterable[bytes | None]) -> list[bytes | None]:
+        return list(data)
 
 
 class TextCodec:
@@ -42,6 +49,9 @@ class TextCodec:
         except UnicodeDecodeError as error:
             raise DecodeError(f"not UTF-8: {error.reason} at byte {error.start}") from None
 
+    def decode_all(self, data: Iterable[bytes | None]) -> list[str | None]:
+        return [self.decode(each) for each in data]
+
 
 class JsonCodec(Generic[T]):
     """JSON through msgspec: decimals are strings, times RFC 3339, unknown fields ignored."""
@@ -55,8 +65,14 @@ class JsonCodec(Generic[T]):
             raise DecodeError("the record has no value")
         try:
             return self._decode(data)
-        except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError) as error:
+        except _NOT_AS_DECLARED as error:
             raise DecodeError(f"not as declared: {error}") from None
+
+    def decode_all(self, data: Iterable[bytes | None]) -> list[T]:
+        try:
+            return list(map(self._decode, data))  # type: ignore[arg-type]  # None: a TypeError
+        except (*_NOT_AS_DECLARED, TypeError) as error:
+            raise DecodeError(f"not all as declared: {error}") from None
 
 
 def codec_for(value_type: Any) -> Codec[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Generator, Iterator
 
 import structlog
 
@@ -38,10 +38,10 @@ class _Done:
     """What there is nothing to wait for; awaiting it takes no turn of the event loop."""
 
     def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
+        return _NOTHING  # type: ignore[return-value]  # an iterator is enough
 
 
+_NOTHING: Iterator[None] = iter(())
 _DONE = _Done()
 
 
@@ -57,15 +57,16 @@ class BufferedOutbox:
         self._bytes = 0
         self.is_full = False
 
-    def add(self, record: OutgoingRecord) -> None:
-        self._records.append(record)
-        self._bytes += len(record.value or b"")
-        if len(self._records) >= self._max_records or self._bytes >= self._max_bytes:
-            self.is_full = True
+    def add(self, *records: OutgoingRecord) -> None:
+        self._records += records
+        self._bytes += sum(record.size for record in records)
+        self.is_full |= len(self._records) >= self._max_records or self._bytes >= self._max_bytes
 
-    def put(self, record: OutgoingRecord) -> Awaitable[None]:
-        self.add(record)
-        if self.is_full:
+    def put(self, record: OutgoingRecord, size: int) -> Awaitable[None]:
+        self._records.append(record)
+        self._bytes += size
+        if self._bytes >= self._max_bytes or len(self._records) >= self._max_records:
+            self.is_full = True
             self._check_bounds(record)
         return _DONE
 
@@ -106,7 +107,8 @@ class AcknowledgedOutbox:
         self.trouble = ""
         self.is_full = False
 
-    async def put(self, record: OutgoingRecord) -> None:
+    async def put(self, record: OutgoingRecord, size: int = 0) -> None:
+        """Its size does not matter here."""
         if self._end is not None:
             raise self._end
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -115,7 +115,7 @@ class Partitions:
 
     def advance(self) -> None:
         """Open what has come, go on restoring, resume what is complete; a bounded piece of it."""
-        opening, self._to_open = self._to_open, []
+        opening = list(self._to_open)
         for partition in opening:
             for table in self._tables_of(partition):
                 self._open(table, partition.partition)
@@ -125,6 +125,7 @@ class Partitions:
                 self.unplaced.add(partition)
         if opening:
             self._follow_the_others()
+            self._to_open = []  # not before: others ask meanwhile whether everything is there
         until = time.monotonic() + _RESTORE_TURN_SECONDS
         while self._restorer.active and time.monotonic() < until:
             self._restorer.step(_RESTORE_SECONDS)

@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from itertools import count, repeat
 from typing import Any, TypeVar
 
 import structlog
@@ -44,13 +45,13 @@ from ratestream.streaming.streams import (
     wait_until_idle,
 )
 from ratestream.streaming.threads import BrokerThread
+from ratestream.streaming.topics import AnyTopic
 from ratestream.streaming.types import (
     ConsumerConfig,
     OutgoingRecord,
     ProducerConfig,
-    Record,
+    Run,
     TopicPartition,
-    by_partition,
 )
 
 T = TypeVar("T")
@@ -102,6 +103,8 @@ class Pipeline:
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
         self._last_commit = self._last_gauges = self._last_passed = time.monotonic()
         self._records_since_commit = 0
+        self._keeps_up = True
+        """Whether the last poll gave everything that there was to read."""
         self._to_restore: int | None = None
         self._setbacks = 0
         self._broken: StreamingError | None = None
@@ -129,17 +132,17 @@ class Pipeline:
             await self._close()
 
     async def _turn(self) -> None:
-        records = await self._thread.call(self._poll)
-        for partition, run in by_partition(records):  # whatever becomes of them, the way back
-            self._committed.setdefault(partition, run[0].offset)
+        runs = await self._thread.call(self._poll)
+        for run in runs:  # whatever becomes of them now, this is where to read them again
+            self._committed.setdefault(run.partition, run.offset(0))
         self._raise_broken()
         if self._partitions.unplaced:
             await self._place_sinks()
         self._positions |= self._passed
-        if self._commit_is_due(drained=not records):
+        if self._commit_is_due(drained=not runs):
             await self._begin_commit()
         try:
-            await self._process(records)
+            await self._process(runs)
         finally:
             await self._end_commit()
 
@@ -184,22 +187,25 @@ class Pipeline:
         outbox = self._outbox if agent.offsets_in is None else self._direct
         return RunningAgent(agent, outbox, self._rejections, self._retries.alone)
 
-    def _poll(self) -> list[Record]:
+    def _poll(self) -> list[Run]:
         self._update_gauges()
         if (to_restore := self._partitions.to_restore) is not None:
             timeout = 0.0
             if to_restore != self._to_restore:
                 self._progress.made()
-        elif self._records_since_commit or self._partitions.is_catching_up:
+        elif self._records_since_commit:
+            timeout = min(_LINGER_SECONDS, max(0.0, self._commit_due_at() - time.monotonic()))
+        elif self._partitions.is_catching_up:
             timeout = _LINGER_SECONDS
         else:
             timeout = _POLL_SECONDS
         self._to_restore = to_restore
-        records = self._consumer.poll(self._config.batch_max_records, timeout)
+        runs = self._consumer.poll_runs(self._config.batch_max_records, timeout)
+        self._keeps_up = sum(map(len, runs)) < self._config.batch_max_records
         if not self._broken:
             self._partitions.advance()
-        self._passed = {} if records else self._passed_by_now()
-        return records
+        self._passed = {} if runs else self._passed_by_now()
+        return runs
 
     def _passed_by_now(self) -> dict[TopicPartition, int]:
         """Positions that only control records have moved, now and then."""
@@ -209,12 +215,13 @@ class Pipeline:
         self._last_passed = time.monotonic()
         return self._partitions.passed(self._positions)
 
-    async def _process(self, records: Sequence[Record]) -> None:
-        if not records:
+    async def _process(self, runs: Sequence[Run]) -> None:
+        if not runs:
             return
-        self._metrics.batch_size.observe(len(records))
+        records = sum(map(len, runs))
+        self._metrics.batch_size.observe(records)
         with self._metrics.batch_seconds.time():
-            events, rejected = self._decode(records)
+            events, rejected = self._decode(runs)
             if rejected:  # acknowledged before a sink can move past them
                 await self._while_polled(self._put_directly(rejected))
             for running in self._agents:
@@ -225,35 +232,49 @@ class Pipeline:
                 for running in self._agents:
                     running.stream.feed(())
                 await self._wait_for_agents()
-        self._records_since_commit += len(records)
+        self._records_since_commit += records
 
-    def _decode(
-        self, records: Sequence[Record]
-    ) -> tuple[dict[str, list[Event]], list[OutgoingRecord]]:
+    def _decode(self, runs: Sequence[Run]) -> tuple[dict[str, list[Event]], list[OutgoingRecord]]:
         """Events by topic, in the order of their records. Those that cannot be decoded, and those
         whose agent has failed for good, are rejected; what a sink would have read is returned."""
         events: dict[str, list[Event]] = {}
         rejected: list[OutgoingRecord] = []
-        for partition, run in by_partition(records):
-            topic = self._app.topics[partition.topic]
-            decode_key, decode_value = topic.key_codec.decode, topic.value_codec.decode
+        for run in runs:
+            topic = self._app.topics[run.partition.topic]
             of_topic = events.setdefault(topic.name, [])
-            given_up = self._retries.given_up
-            for record in run:
-                try:
-                    if given_up:
-                        self._retries.check(record)
-                    event = Event(decode_key(record.key), decode_value(record.value), record)
-                    of_topic.append(event)
-                except DecodeError as error:
-                    letter = self._rejections.record(record, str(error))
-                    if self._partitions.sink_of(partition):
-                        rejected.append(letter)
-                    else:
-                        self._outbox.add(letter)
-            self._positions[partition] = run[-1].offset + 1
+            try:
+                of_topic += self._decoded(topic, run)
+            except DecodeError:
+                letters = self._decode_one_by_one(topic, run, of_topic)
+                if self._partitions.sink_of(run.partition):
+                    rejected += letters
+                else:
+                    self._outbox.add(*letters)
+            self._positions[run.partition] = run.offset(len(run) - 1) + 1
             self._metrics.records_in.labels(topic.name).inc(len(run))
         return events, rejected
+
+    def _decoded(self, topic: AnyTopic, run: Run) -> Iterable[Event]:
+        """All of it, or `DecodeError`. Column by column, so that no line of Python is run for each
+        record."""
+        self._retries.check(run)
+        keys = topic.key_codec.decode_all(run.keys)
+        values = topic.value_codec.decode_all(run.values)
+        return map(Event, keys, values, repeat(run), count())
+
+    def _decode_one_by_one(
+        self, topic: AnyTopic, run: Run, events: list[Event]
+    ) -> list[OutgoingRecord]:
+        """The rejections of those that fail; the others become `events`."""
+        letters = []
+        for index, (raw_key, raw_value) in enumerate(zip(run.keys, run.values, strict=True)):
+            try:
+                self._retries.check(run, index)
+                key, value = topic.key_codec.decode(raw_key), topic.value_codec.decode(raw_value)
+                events.append(Event(key, value, run, index))
+            except DecodeError as error:
+                letters.append(self._rejections.record(run.record(index), str(error)))
+        return letters
 
     async def _put_directly(self, records: Sequence[OutgoingRecord]) -> None:
         await asyncio.gather(*map(self._direct.put, records))
@@ -301,14 +322,21 @@ class Pipeline:
             drained
             or self._outbox.is_full
             or self._records_since_commit >= self._config.commit_max_records
-            or time.monotonic() - self._last_commit >= self._config.commit_interval
+            or time.monotonic() >= self._commit_due_at()
         )
+
+    def _commit_due_at(self) -> float:
+        interval = self._config.commit_interval
+        if self._keeps_up:
+            interval = min(interval, self._committer.soonest_seconds)
+        return self._last_commit + interval
 
     async def _begin_commit(self) -> None:
         """Of everything done until now, when the one before it has ended."""
         await self._end_commit()
         work = await self._collect_from_idle(self._wait_for_agents)
         if work:
+            self._last_commit = time.monotonic()
             self._writing = self._thread.start(self._write, work)
 
     async def _end_commit(self) -> None:
@@ -331,7 +359,6 @@ class Pipeline:
             for partition, offset in running.stream.first_undone().items():
                 positions[partition] = min(offset, positions[partition])
         self._records_since_commit = 0
-        self._last_commit = time.monotonic()
         changes = [each for table in self._app.tables.values() for each in table.take_changes()]
         advanced = {
             partition: offset

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ratestream.streaming.errors import AgentError, DecodeError
 from ratestream.streaming.streams import OnError, RecordId
-from ratestream.streaming.types import Record, TopicPartition
+from ratestream.streaming.types import Run, TopicPartition
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 
@@ -18,8 +18,7 @@ class Retries:
         self.alone: set[RecordId] = set()
         """Those of which one must have been at fault: `take` gives out each of them alone."""
         self._attempts: dict[RecordId, int] = {}
-        self.given_up: dict[RecordId, str] = {}
-        """Those that are rejected instead of being decoded, and why."""
+        self._given_up: dict[RecordId, str] = {}
 
     def delay_after(self, error: AgentError, policy: OnError | None) -> float:
         """Seconds to wait before what is not committed is read again. Raises `error` when that is
@@ -35,14 +34,18 @@ class Retries:
             return min(_LONGEST_BACKOFF_SECONDS, policy.backoff * 2.0 ** (attempt - 1))
         if policy.then == "stop":
             raise error
-        self.given_up[record] = str(error)
+        self._given_up[record] = str(error)
         return 0.0
 
-    def check(self, record: Record) -> None:
-        """Raises `DecodeError`, with the agent's error as the reason, for what was given up."""
-        reason = self.given_up.get((record.topic, record.partition, record.offset))
-        if reason is not None:
-            raise DecodeError(reason)
+    def check(self, run: Run, index: int | None = None) -> None:
+        """Raises `DecodeError`, with the agent's error as the reason, when one of these records
+        (or the one at `index`) was given up."""
+        if not self._given_up:
+            return
+        for each in range(len(run)) if index is None else (index,):
+            reason = self._given_up.get((*run.partition, run.offset(each)))
+            if reason is not None:
+                raise DecodeError(reason)
 
     def forget_before(self, committed: Mapping[TopicPartition, int]) -> None:
         """What is committed will not be read again."""
@@ -55,4 +58,4 @@ class Retries:
         for each in [each for each in {*self._attempts, *self.alone} if is_done(each)]:
             self.alone.discard(each)
             self._attempts.pop(each, None)
-            self.given_up.pop(each, None)
+            self._given_up.pop(each, None)

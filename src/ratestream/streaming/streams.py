@@ -35,7 +35,7 @@ from ratestream.streaming.errors import (
 )
 from ratestream.streaming.sinks import Move, OffsetKeeper
 from ratestream.streaming.topics import AnyTopic, Outbox, Work, current_work
-from ratestream.streaming.types import Headers, OutgoingRecord, Record, TopicPartition
+from ratestream.streaming.types import Headers, OutgoingRecord, Record, Run, TopicPartition
 
 V = TypeVar("V")
 RecordId = tuple[str, int, int]
@@ -51,7 +51,22 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     key: Any
     value: Any
-    record: Record
+    run: Run
+    """What was read together with it; it is the one at `index`."""
+    index: int
+
+    @property
+    def record(self) -> Record:
+        """Everything the broker knows of it; made anew at each look."""
+        return self.run.record(self.index)
+
+    @property
+    def partition(self) -> TopicPartition:
+        return self.run.partition
+
+    @property
+    def offset(self) -> int:
+        return self.run.offset(self.index)
 
 
 def _whole(event: Event) -> Event:
@@ -82,7 +97,7 @@ class Batch(Generic[V]):
         return first, Batch(self.events[middle:], {**self.starts, **first._ends()})
 
     def _ends(self) -> dict[TopicPartition, int]:
-        return {each.record.topic_partition: each.record.offset + 1 for each in self.events}
+        return {each.partition: each.offset + 1 for each in self.events}
 
 
 class Stream(Generic[V]):
@@ -123,17 +138,21 @@ class Stream(Generic[V]):
         while True:
             while waiting:
                 self._current = event = waiting.popleft()
-                record = event.record
-                work.partition = record.partition
-                work.timestamp = record.timestamp
+                run = event.run
+                if run is not work.run:
+                    work.run, work.partition = run, run.partition.partition
+                work.index = event.index
                 yield part(event)
                 if work.outbox.is_full:
-                    self._current = work.partition = None
-                    await self._wait_to_be_fed(None)
+                    await self._pause_to_be_fed()
                 elif time.monotonic() > self._turn_ends:
                     await self._give_turn()
-            self._current = work.partition = None
-            await self._wait_to_be_fed(None)
+            await self._pause_to_be_fed()
+
+    async def _pause_to_be_fed(self) -> None:
+        """Between two records: none is current."""
+        self._current = self._work.run = self._work.partition = None
+        await self._wait_to_be_fed(None)
 
     async def take(self, n: int, *, within: float) -> AsyncIterator[list[Event]]:
         """Up to `n` events at a time, sooner when `within` seconds have passed since the first.
@@ -174,8 +193,7 @@ class Stream(Generic[V]):
                 return
 
     def _is_alone(self, event: Event) -> bool:
-        record = event.record
-        return (record.topic, record.partition, record.offset) in self._alone
+        return bool(self._alone) and (*event.partition, event.offset) in self._alone
 
     async def _wait_to_be_fed(self, deadline: float | None) -> bool:
         """Idle meanwhile; False when the deadline passed first."""
@@ -206,7 +224,8 @@ class Stream(Generic[V]):
         record = of or (self._current.record if self._current else None)
         if record is None:
             raise ConfigurationError("reject: no record is current; name it with `of`")
-        await self._work.outbox.put(self._rejections.record(record, reason, value))
+        letter = self._rejections.record(record, reason, value)
+        await self._work.outbox.put(letter, letter.size)
 
     # What the worker does with a stream.
 
@@ -239,21 +258,21 @@ class Stream(Generic[V]):
         """For each partition with records not done, the offset of the first."""
         first: dict[TopicPartition, int] = {}
         for event in (*self._held, *self._waiting):
-            partition = event.record.topic_partition
-            first[partition] = min(event.record.offset, first.get(partition, event.record.offset))
+            partition, offset = event.partition, event.offset
+            first[partition] = min(offset, first.get(partition, offset))
         return first
 
     def drop(self, partitions: Collection[TopicPartition]) -> None:
         """Forget what is not done of these partitions: another instance will read it."""
-        kept = [each for each in self._waiting if each.record.topic_partition not in partitions]
+        kept = [each for each in self._waiting if each.partition not in partitions]
         self._waiting.clear()
         self._waiting.extend(kept)
-        self._held[:] = [e for e in self._held if e.record.topic_partition not in partitions]
+        self._held[:] = [e for e in self._held if e.partition not in partitions]
 
     def current(self) -> list[RecordId]:
         """What the agent is at: one record, those of a list of `take`, or none."""
         events = [self._current] if self._current else self._held
-        return [(e.record.topic, e.record.partition, e.record.offset) for e in events]
+        return [(*e.partition, e.offset) for e in events]
 
     @property
     def at(self) -> str:

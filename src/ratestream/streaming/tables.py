@@ -113,7 +113,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         self.name = name
         self.changelog = changelog
         self.source = source
-        self.cache_entries = 100_000
+        self.cache_entries = 50_000
         self._key_codec = codec_for(types[0])
         self._value_codec = codec_for(types[1])
         self._default = default
@@ -123,10 +123,10 @@ class Table(MutableMapping[K, V], Generic[K, V]):
     def __getitem__(self, key: K) -> V:
         # What a running agent reads most, at a fraction of the cost of looking everywhere.
         work = current_work.get()
-        if work is not None and self._ttl_ms is None and work.partition in self._partitions:
-            cached: V | None = self._partitions[work.partition].cache.get(key)
-            if cached is not None:
-                return cached
+        if work is not None and self._ttl_ms is None:
+            partition = self._partitions.get(work.partition)  # type: ignore[arg-type]  # or None
+            if partition is not None and (cached := partition.cache.get(key)) is not None:
+                return cached  # type: ignore[no-any-return]
         value: V = self._find(key)
         if value is not _MISSING:
             return value
@@ -135,6 +135,12 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         return self._default()
 
     def __setitem__(self, key: K, value: V) -> None:
+        work = current_work.get()
+        if work is not None and self._ttl_ms is None:
+            partition = self._partitions.get(work.partition)  # type: ignore[arg-type]  # or None
+            if partition is not None:
+                partition.cache[key] = partition.dirty[key] = value
+                return
         partition = self._written_partition()
         kept = value if self._ttl_ms is None else _Entry(value, partition.written)
         partition.cache[key] = partition.dirty[key] = kept
@@ -206,9 +212,12 @@ class Table(MutableMapping[K, V], Generic[K, V]):
             if kept is not _MISSING:
                 return kept
         kept = self._stored(partition.store, self._key_codec.encode(key) or b"")
-        if kept is not None and len(partition.cache) < self.cache_entries:
+        if kept is not None and len(partition.cache) < self._cached_a_partition():
             partition.cache[key] = kept  # only a commit makes room again
         return kept
+
+    def _cached_a_partition(self) -> int:
+        return max(1, self.cache_entries // len(self._partitions))
 
     def _stored(self, store: Store, raw_key: bytes) -> Any:
         if self._ttl_ms is None:
@@ -285,7 +294,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         for number, partition in self._partitions.items():
             if partition.dirty:
                 partition.committing, partition.dirty = partition.dirty, {}
-                _trim(partition.cache, self.cache_entries)
+                _trim(partition.cache, self._cached_a_partition())
                 taken.append(self._changes(number, partition))
         return taken
 

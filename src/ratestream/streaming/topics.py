@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ratestream.streaming.codecs import codec_for
 from ratestream.streaming.errors import ConfigurationError, MessageTooLargeError
-from ratestream.streaming.types import Headers, OutgoingRecord, TopicSpec
+from ratestream.streaming.types import Headers, OutgoingRecord, Run, TopicSpec
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -23,22 +23,30 @@ class Outbox(Protocol):
     @property
     def is_full(self) -> bool: ...
 
-    def put(self, record: OutgoingRecord) -> Awaitable[None]: ...
+    def put(self, record: OutgoingRecord, size: int) -> Awaitable[None]:
+        """`size` is the record's own, bytes, which whoever made it has just computed."""
+        ...
 
 
 class Work:
     """What an agent is doing: where its sends go, and the partition whose record it is at.
 
-    `partition` is None while no single record is current, as in `take`; `timestamp` is that of the
-    latest record, milliseconds since the epoch.
+    The record is the one at `index` of `run`; `run` and `partition` are None while no single
+    record is current, as in `take`.
     """
 
-    __slots__ = ("outbox", "partition", "timestamp")
+    __slots__ = ("index", "outbox", "partition", "run")
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
         self.partition: int | None = None
-        self.timestamp = 0
+        self.run: Run | None = None
+        self.index = 0
+
+    @property
+    def timestamp(self) -> int:
+        """Of the record, milliseconds since the epoch."""
+        return 0 if self.run is None else self.run.record(self.index).timestamp
 
 
 current_work: ContextVar[Work | None] = ContextVar("current_work", default=None)
@@ -58,8 +66,10 @@ class Topic(Generic[K, V]):
         self.name = spec.name
         self.key_codec = codec_for(key_type)
         self.value_codec = codec_for(value_type)
+        self._encode_key = self.key_codec.encode
+        self._encode_value = self.value_codec.encode
         self._needs_key = spec.cleanup_policy == "compact"
-        self._max_bytes = spec.max_message_bytes
+        self._max_size = spec.max_message_bytes - RECORD_OVERHEAD_BYTES
         self.direct: Outbox | None = None
         """Where sends from outside agents go; the worker sets it while it runs."""
 
@@ -73,12 +83,11 @@ class Topic(Generic[K, V]):
     ) -> Awaitable[None]:
         """Send one record. `timestamp` is milliseconds since the epoch, UTC; now if left out.
         Raises `MessageTooLargeError` when the topic would not take it."""
-        record = self.encode(key, value, timestamp, headers)
         work = current_work.get()
         outbox = self.direct if work is None else work.outbox
         if outbox is None:
             raise ConfigurationError(f"{self.name}: nothing can be sent before the worker runs")
-        return outbox.put(record)
+        return outbox.put(*self._encode(key, value, timestamp, headers))
 
     def encode(
         self,
@@ -88,18 +97,30 @@ class Topic(Generic[K, V]):
         headers: Mapping[str, bytes] | Headers = (),
     ) -> OutgoingRecord:
         """The record that `send` would send. Raises `MessageTooLargeError`."""
-        raw_key = None if key is None else self.key_codec.encode(key)
-        raw_value = None if value is None else self.value_codec.encode(value)
-        raw_headers = tuple(headers.items()) if isinstance(headers, Mapping) else headers
+        return self._encode(key, value, timestamp, headers)[0]
+
+    def _encode(
+        self,
+        key: K | None,
+        value: V | None,
+        timestamp: int | None,
+        headers: Mapping[str, bytes] | Headers,
+    ) -> tuple[OutgoingRecord, int]:
+        """The record and its size."""
+        raw_key = None if key is None else self._encode_key(key)
+        raw_value = None if value is None else self._encode_value(value)
         if raw_key is None and self._needs_key:
             raise ConfigurationError(f"{self.name} is compacted: a record needs a key")
-        record = OutgoingRecord(self.name, raw_key, raw_value, None, timestamp, raw_headers)
-        size = RECORD_OVERHEAD_BYTES + record.size
-        if size > self._max_bytes:
+        if headers and isinstance(headers, Mapping):
+            headers = tuple(headers.items())
+        record = OutgoingRecord(self.name, raw_key, raw_value, None, timestamp, headers)  # type: ignore[arg-type]  # a tuple by now
+        size = record.size
+        if size > self._max_size:
             raise MessageTooLargeError(
-                f"{self.name}: a record of {size} bytes, max_message_bytes allows {self._max_bytes}"
+                f"{self.name}: a record of {RECORD_OVERHEAD_BYTES + size} bytes, "
+                f"max_message_bytes allows {self.spec.max_message_bytes}"
             )
-        return record
+        return record, size
 
 
 AnyTopic = Topic[Any, Any]

@@ -8,10 +8,8 @@ a position and a high watermark each name the first record not yet read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -30,8 +28,7 @@ class TopicPartition(NamedTuple):
 class Record(msgspec.Struct, frozen=True, gc=False):
     """A record as the broker keeps it. `timestamp` is milliseconds since the epoch, UTC."""
 
-    # One is made for every record read: a struct takes a fifth of the time of a named tuple, and
-    # the garbage collector need not look at it.
+    # A struct takes a fifth of the time of a named tuple, and is nothing to the garbage collector.
 
     topic: str
     partition: int
@@ -48,9 +45,9 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Changes:
-    """What records of one partition leave behind: the newest value of each key (None: deleted) and,
-    if asked for, its timestamp. `next` is the offset after the last of the `records`, of which
-    several may have had the same key."""
+    """What records of one partition leave behind: the newest value of each key (None: deleted) and
+    its timestamp. `next` is the offset after the last of the `records`, of which several may have
+    had the same key."""
 
     values: dict[bytes, bytes | None] = field(default_factory=dict)
     times: dict[bytes, int] = field(default_factory=dict)
@@ -58,13 +55,45 @@ class Changes:
     records: int = 0
 
 
-def by_partition(records: Sequence[Record]) -> Iterator[tuple[TopicPartition, list[Record]]]:
-    """Runs of records of one partition, in the order read; a partition may come more than once."""
-    for of, run in groupby(records, _TOPIC_AND_PARTITION):
-        yield TopicPartition(*of), list(run)
+class Run(Protocol):
+    """Consecutive records of one partition, by column: most of what is read needs no `Record`, and
+    is worked on without one."""
+
+    @property
+    def partition(self) -> TopicPartition: ...
+
+    @property
+    def keys(self) -> Sequence[bytes | None]: ...
+
+    @property
+    def values(self) -> Sequence[bytes | None]: ...
+
+    def offset(self, index: int) -> int: ...
+
+    def record(self, index: int) -> Record: ...
+
+    def __len__(self) -> int:
+        """At least 1."""
+        ...
 
 
-_TOPIC_AND_PARTITION = attrgetter("topic", "partition")
+class RecordRun:
+    """A `Run` of records, at least one, all of one partition."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.partition = records[0].topic_partition
+        self.keys = [record.key for record in records]
+        self.values = [record.value for record in records]
+        self._records = records
+
+    def offset(self, index: int) -> int:
+        return self._records[index].offset
+
+    def record(self, index: int) -> Record:
+        return self._records[index]
+
+    def __len__(self) -> int:
+        return len(self._records)
 
 
 class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
@@ -84,9 +113,10 @@ class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes of key, value and headers."""
-        size = len(self.key or b"") + len(self.value or b"")
-        for name, content in self.headers:
-            size += len(name) + len(content)
+        key, value, headers = self.key, self.value, self.headers
+        size = (len(key) if key is not None else 0) + (len(value) if value is not None else 0)
+        if headers:
+            size += sum(len(name) + len(content) for name, content in headers)
         return size
 
 
@@ -116,11 +146,14 @@ class TopicDescription:
 @dataclass(frozen=True, slots=True)
 class TopicConfig:
     """How a topic is configured, in the units of `TopicSpec`. `cleanup_policy` may be
-    "compact,delete" as well."""
+    "compact,delete" as well. Compaction keeps a tombstone for `delete_retention_ms`; a record is
+    acknowledged by `min_insync_replicas` at least."""
 
     cleanup_policy: str
     retention_ms: int
     max_message_bytes: int
+    delete_retention_ms: int = 24 * 3600 * 1000
+    min_insync_replicas: int = 1
 
 
 class Watermarks(NamedTuple):
@@ -214,9 +247,11 @@ class Consumer(Protocol):
         """
         ...
 
-    def poll_changes(
-        self, max_records: int, timeout: float, *, with_times: bool
-    ) -> dict[TopicPartition, Changes]:
+    def poll_runs(self, max_records: int, timeout: float) -> list[Run]:
+        """As `poll`, of the same records."""
+        ...
+
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
         """As `poll`, for those who want what a log leaves behind, and no record of it."""
         ...
 
@@ -311,8 +346,8 @@ class TransactionalProducer(Protocol):
         self, offsets: Mapping[TopicPartition, int], consumer: Consumer
     ) -> dict[TopicPartition, int]:
         """Everything sent since `begin`, and `offsets` as committed by `consumer` for its group.
-        Returns, for each partition written, the next offset after the last record written there;
-        the transaction's end may stand at it.
+        Returns, for each partition to which a record was sent by number, the next offset after the
+        last such record; the transaction's end may stand at it. Others may be among them.
 
         Raises `TransactionAbortedError` (also when the group has given a partition to another
         consumer, and when a record was not acknowledged) and `MessageTooLargeError`, as `flush`
@@ -345,10 +380,11 @@ class Broker(Protocol):
         complete, when this returns. Raises `BrokerError` when it cannot be had in time."""
         ...
 
-    def require_transactions(self, probe: str, transactional_id: str) -> None:
+    def require_transactions(self, probe: str, group: str, transactional_id: str) -> None:
         """Find out, by using the topic `probe`, whether transactions do here what Apache Kafka's
-        do. Raises `ConfigurationError` that names what is missing, `BrokerError` when it cannot be
-        found out now."""
+        do: hide what was aborted, commit offsets of `group`, fence a producer whose id another one
+        has taken. Raises `ConfigurationError` that names what is missing, `BrokerError` when it
+        cannot be found out now."""
         ...
 
     def cluster_id(self) -> str:
@@ -404,12 +440,12 @@ class WorkerConfig:
     commit_max_records: int = 50_000
     output_max_records: int = 50_000
     output_max_bytes: int = 32 * 1024 * 1024
-    table_cache_entries: int = 100_000
+    table_cache_entries: int = 50_000
     drain_timeout: float = 3.0
     session_timeout: float = 10.0
     heartbeat_interval: float = 1.0
     max_poll_interval: float = 300.0
-    fetch_buffer_bytes: int = 32 * 1024 * 1024
+    fetch_buffer_bytes: int = 8 * 1024 * 1024
     delivery_timeout: float = 60.0
     transaction_timeout: float = 10.0
     progress_timeout: float = 300.0

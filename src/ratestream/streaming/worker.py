@@ -337,7 +337,7 @@ class Worker:
         self._check_changelogs(partitions)
         if self.app.is_exactly_once:
             probing = f"{self.app.id}-{instance.id}-probe"
-            self._broker.require_transactions(TRANSACTION_PROBE.name, probing)
+            self._broker.require_transactions(TRANSACTION_PROBE.name, self.app.id, probing)
         self.app.cluster_id = cluster_id
         topic_ids = {name: topic.topic_id for name, topic in found.items()}
         return Identity(cluster_id, topic_ids, partitions)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not in its 
     NewTopic,
 )
 
-from ratestream.streaming.errors import BrokerError, ConfigurationError
+from ratestream.streaming.errors import BrokerError, ConfigurationError, FencedError
 from ratestream.streaming.kafka.admin import Admin
 from ratestream.streaming.kafka.config import KafkaConfig
 from ratestream.streaming.kafka.connections import Reachability
@@ -35,7 +36,7 @@ from ratestream.streaming.types import (
 
 T = TypeVar("T")
 
-ABORTED, COMMITTED = b"aborted", b"committed"
+ABORTED, COMMITTED, FENCED = b"aborted", b"committed", b"fenced"
 
 RETRY_SECONDS = 0.1
 
@@ -47,6 +48,8 @@ TOPIC_DEFAULTS = {
     "cleanup.policy": "delete",
     "retention.ms": "604800000",
     "max.message.bytes": "1048588",
+    "delete.retention.ms": "86400000",
+    "min.insync.replicas": "1",
 }
 
 
@@ -74,30 +77,86 @@ class KafkaBroker:
             self._config, config, self._reachability, transactional_id
         )
 
-    def require_transactions(self, probe: str, transactional_id: str) -> None:
-        mark = uuid4().bytes
+    def require_transactions(self, probe: str, group: str, transactional_id: str) -> None:
         partition = TopicPartition(probe, 0)
-        config = ProducerConfig(client_id=transactional_id)
         with (
-            closing(self.consumer(ConsumerConfig(client_id=transactional_id))) as consumer,
-            closing(self.transactional_producer(config, transactional_id)) as producer,
+            closing(self._outsider(group, transactional_id)) as consumer,
+            closing(self._probing(transactional_id)) as producer,
         ):
-            start = consumer.log_end(partition)
-            producer.begin()
-            producer.send([OutgoingRecord(probe, mark, ABORTED, 0)])
-            producer.flush()
-            producer.abort()
-            producer.begin()
-            producer.send([OutgoingRecord(probe, mark, COMMITTED, 0)])
-            producer.commit({}, consumer)
-            consumer.assign({partition: start})
-            if self._first_value(consumer, mark) == ABORTED:
-                raise ConfigurationError(
-                    f"Kafka at {self._config.bootstrap_servers} shows the records of aborted "
-                    "transactions to those who read committed ones, as Apache Kafka does not: "
-                    "exactly_once needs a broker that hides them; set processing_guarantee to "
-                    "at_least_once, or use another broker"
-                )
+            consumer.assign({partition: consumer.log_end(partition)})
+            self._require_hidden_aborts(producer, consumer, partition)
+            self._require_offsets(producer, consumer, partition)
+            with closing(self._probing(transactional_id)):
+                self._require_fencing(producer, consumer, partition)
+
+    def _outsider(self, group: str, client_id: str) -> KafkaConsumer:
+        """One that never joins. With the new protocol it would call itself a member all the same,
+        whom a group that has members does not know."""
+        kafka = replace(self._config, group_protocol="classic")
+        config = ConsumerConfig(group=group, client_id=client_id)
+        return KafkaConsumer(kafka, config, self._admin, self._reachability)
+
+    def _probing(self, transactional_id: str) -> KafkaTransactionalProducer:
+        config = ProducerConfig(client_id=transactional_id)
+        return self.transactional_producer(config, transactional_id)
+
+    def _require_hidden_aborts(
+        self,
+        producer: KafkaTransactionalProducer,
+        consumer: KafkaConsumer,
+        partition: TopicPartition,
+    ) -> None:
+        mark = uuid4().bytes
+        producer.begin()
+        producer.send([OutgoingRecord(partition.topic, mark, ABORTED, partition.partition)])
+        producer.flush()
+        producer.abort()
+        producer.begin()
+        producer.send([OutgoingRecord(partition.topic, mark, COMMITTED, partition.partition)])
+        producer.commit({}, consumer)
+        if self._first_value(consumer, mark) == ABORTED:
+            raise self._unfit(
+                "shows the records of aborted transactions to those who read committed ones",
+                "hides them",
+            )
+
+    def _require_offsets(
+        self,
+        producer: KafkaTransactionalProducer,
+        consumer: KafkaConsumer,
+        partition: TopicPartition,
+    ) -> None:
+        """Other instances of the group may do the same at the same time."""
+        before = consumer.committed([partition]).get(partition, 0)
+        producer.begin()
+        producer.commit({partition: max(before, consumer.log_end(partition)) + 1}, consumer)
+        if consumer.committed([partition]).get(partition, 0) == before:
+            raise self._unfit(
+                "drops the offsets of a group that are committed in a transaction", "keeps them"
+            )
+
+    def _require_fencing(
+        self,
+        fenced: KafkaTransactionalProducer,
+        consumer: KafkaConsumer,
+        partition: TopicPartition,
+    ) -> None:
+        try:
+            fenced.begin()
+            fenced.send([OutgoingRecord(partition.topic, None, FENCED, partition.partition)])
+            fenced.commit({}, consumer)
+        except FencedError:
+            return
+        raise self._unfit(
+            "lets a producer commit after another one has taken its transactional id", "fences it"
+        )
+
+    def _unfit(self, does: str, should: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"Kafka at {self._config.bootstrap_servers} {does}, as Apache Kafka does not: "
+            f"exactly_once needs a broker that {should}; set processing_guarantee to "
+            "at_least_once, or use another broker"
+        )
 
     def _first_value(self, consumer: KafkaConsumer, key: bytes) -> bytes | None:
         deadline = time.monotonic() + self._config.request_timeout
@@ -215,6 +274,8 @@ def _new_topic(spec: TopicSpec) -> NewTopic:
         "retention.ms": str(spec.retention_ms),
         "max.message.bytes": str(spec.max_message_bytes),
     }
+    if spec.cleanup_policy == "compact":  # a table may be away for half of it: see `Store`
+        config["delete.retention.ms"] = TOPIC_DEFAULTS["delete.retention.ms"]
     if spec.replication_factor >= 3:
         config["min.insync.replicas"] = "2"
     return NewTopic(
@@ -240,4 +301,6 @@ def _config(entries: Mapping[str, Any]) -> TopicConfig:
         cleanup_policy=settings["cleanup.policy"],
         retention_ms=int(settings["retention.ms"]),
         max_message_bytes=int(settings["max.message.bytes"]),
+        delete_retention_ms=int(settings["delete.retention.ms"]),
+        min_insync_replicas=int(settings["min.insync.replicas"]),
     )

@@ -48,6 +48,7 @@ from ratestream.streaming.types import (
     OffsetOutOfRange,
     RebalanceListener,
     Record,
+    Run,
     TopicPartition,
     Watermarks,
 )
@@ -118,19 +119,21 @@ class KafkaConsumer:
                 self._client.unassign()
 
     def poll(self, max_records: int, timeout: float) -> list[Record]:
-        return self._records(self._poll(max_records, timeout))
+        found = self.poll_runs(max_records, timeout)
+        return [run.record(index) for run in found for index in range(len(run))]
 
-    def poll_changes(
-        self, max_records: int, timeout: float, *, with_times: bool
-    ) -> dict[TopicPartition, Changes]:
+    def poll_runs(self, max_records: int, timeout: float) -> list[Run]:
+        return [_Run(*of) for of in runs(self._poll(max_records, timeout))]
+
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
         found: dict[TopicPartition, Changes] = {}
         for partition, run in runs(self._poll(max_records, timeout)):
             changes = found.setdefault(partition, Changes())
-            keys = [message.key() or b"" for message in run]
-            changes.values.update(zip(keys, [message.value() for message in run], strict=True))
-            if with_times:
-                times = [message.timestamp()[1] for message in run]
-                changes.times.update(zip(keys, times, strict=True))
+            newest = dict(zip(map(Message.key, run), run, strict=True))
+            for raw_key, message in newest.items():
+                key = raw_key or b""
+                changes.values[key] = message.value()
+                changes.times[key] = message.timestamp()[1]
             changes.records += len(run)
             changes.next = (run[-1].offset() or 0) + 1
         return found
@@ -310,20 +313,6 @@ class KafkaConsumer:
             self.seek(partition, offset)
         return kept
 
-    def _records(self, messages: list[Message]) -> list[Record]:
-        return [
-            Record(
-                message.topic(),  # type: ignore[arg-type]  # a message without error has one
-                message.partition(),  # type: ignore[arg-type]
-                message.offset(),  # type: ignore[arg-type]
-                message.key(),
-                message.value(),
-                message.timestamp()[1],
-                headers_of(message),
-            )
-            for message in messages
-        ]
-
     def _take_events(self, messages: list[Message]) -> list[Message]:
         """What is left are records; they and the ends among them move positions."""
         events = [message for message in messages if message.error() is not None]
@@ -455,3 +444,32 @@ class KafkaConsumer:
     def _translating(self, doing: str) -> AbstractContextManager[None]:
         group = f" of group {self._config.group}" if self._config.group else ""
         return self._connections.translating(doing + group)
+
+
+class _Run:
+    """A `Run` of librdkafka's messages."""
+
+    __slots__ = ("_messages", "keys", "partition", "values")
+
+    def __init__(self, partition: TopicPartition, messages: Sequence[Message]) -> None:
+        self.partition = partition
+        self.keys = list(map(Message.key, messages))
+        self.values = list(map(Message.value, messages))
+        self._messages = messages
+
+    def offset(self, index: int) -> int:
+        return self._messages[index].offset() or 0
+
+    def record(self, index: int) -> Record:
+        message, headers = self._messages[index], self._messages[index].headers()
+        return Record(
+            *self.partition,
+            self.offset(index),
+            self.keys[index],
+            self.values[index],
+            message.timestamp()[1],
+            headers_of(headers) if headers else (),
+        )
+
+    def __len__(self) -> int:
+        return len(self._messages)

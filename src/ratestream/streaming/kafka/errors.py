@@ -37,6 +37,13 @@ FENCED_PRODUCER = {
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.PRODUCER_FENCED,
 }
+# What trying again cannot help, unless with another broker.
+UNSUPPORTED = {
+    KafkaError._NOT_IMPLEMENTED,
+    KafkaError._UNSUPPORTED_FEATURE,
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+    KafkaError.UNSUPPORTED_VERSION,
+}
 LEADER_CHANGED = {
     KafkaError._NOENT,  # librdkafka's, when it knew of no leader the last time it looked
     KafkaError.FENCED_LEADER_EPOCH,

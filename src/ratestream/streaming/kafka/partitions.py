@@ -41,9 +41,9 @@ def partition_of(message: Message) -> TopicPartition:
     return TopicPartition(message.topic() or "", message.partition() or 0)
 
 
-def headers_of(message: Message) -> Headers:
-    found: Any = message.headers()  # what is read is always a list of (str, bytes | None), or None
-    return tuple((name, value or b"") for name, value in found) if found else ()
+def headers_of(found: Any) -> Headers:
+    """Of a message that was read: a list of `(str, bytes | None)`."""
+    return tuple((name, value or b"") for name, value in found)
 
 
 def name_of(partition: TopicPartition) -> str:

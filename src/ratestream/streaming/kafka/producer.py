@@ -50,7 +50,8 @@ class KafkaProducer:
         self.failed_topics: set[str] = set()
         """Those of the records that failed, until `forget`."""
         self._closed = False
-        callbacks = {"error_cb": self.connections.on_error, "on_delivery": self._on_delivery}
+        self._is_transactional = transactional_id is not None
+        callbacks = {"error_cb": self.connections.on_error}
         with configuring(kafka):
             self.client = librdkafka.Producer(
                 producer_settings(kafka, config, transactional_id) | callbacks,
@@ -58,8 +59,9 @@ class KafkaProducer:
             )
 
     def send(self, records: Sequence[OutgoingRecord]) -> None:
+        limit = self._config.max_message_bytes
         for record in records:
-            if record.size > self._config.max_message_bytes:
+            if record.value is not None and len(record.value) > limit // 2 and record.size > limit:
                 raise self._too_large(record)
         with self.connections.translating("sending"):
             for at in range(0, len(records), _SERVED_RECORDS):
@@ -100,6 +102,10 @@ class KafkaProducer:
 
     def _produce(self, records: Sequence[OutgoingRecord]) -> None:
         produce, queued = self.client.produce, 0
+        # A report costs as much as the sending. librdkafka commits no transaction of which a record
+        # has failed; then only those are asked for of whose partition the end will be wanted.
+        report = self._on_delivery
+        otherwise = None if self._is_transactional else report
         deadline = time.monotonic() + self._bound.seconds
         while queued < len(records):
             try:
@@ -110,7 +116,7 @@ class KafkaProducer:
                         record.value,
                         record.key,
                         -1 if partition is None else partition,
-                        None,
+                        otherwise if partition is None else report,
                         None,
                         record.timestamp or 0,
                         list(record.headers) if record.headers else None,

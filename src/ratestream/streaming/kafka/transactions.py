@@ -24,7 +24,13 @@ from ratestream.streaming.kafka.calls import BoundedCalls
 from ratestream.streaming.kafka.config import KafkaConfig
 from ratestream.streaming.kafka.connections import Reachability
 from ratestream.streaming.kafka.consumer import KafkaConsumer
-from ratestream.streaming.kafka.errors import FENCED_PRODUCER, error_of, kafka_exceptions, reason
+from ratestream.streaming.kafka.errors import (
+    FENCED_PRODUCER,
+    UNSUPPORTED,
+    error_of,
+    kafka_exceptions,
+    reason,
+)
 from ratestream.streaming.kafka.partitions import at
 from ratestream.streaming.kafka.producer import KafkaProducer
 from ratestream.streaming.types import Consumer, OutgoingRecord, ProducerConfig, TopicPartition
@@ -201,6 +207,12 @@ class KafkaTransactionalProducer:
 
     def _failure(self, doing: str, error: KafkaError) -> StreamingError:
         what = f"{doing} a transaction of {self._id}"
+        if error.code() in UNSUPPORTED:
+            return ConfigurationError(
+                f"Kafka at {self._kafka.bootstrap_servers}, {what}: {reason(error)}: exactly_once "
+                "needs a broker that has what transactions are made of; set processing_guarantee "
+                "to at_least_once, or use another broker"
+            )
         if error.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
             return ConfigurationError(
                 f"Kafka at {self._kafka.bootstrap_servers}, {what}: the broker does not allow "

@@ -54,7 +54,7 @@ class LocalBroker:
             self._storage, config, transactional_id, self._transactional, self._clock
         )
 
-    def require_transactions(self, probe: str, transactional_id: str) -> None:
+    def require_transactions(self, probe: str, group: str, transactional_id: str) -> None:
         """Nothing to find out: transactions here are what `types.py` asks for."""
 
     def cluster_id(self) -> str:

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
+from itertools import groupby
+from operator import attrgetter
 
 from ratestream.streaming.errors import BrokerError, FencedError
 from ratestream.streaming.local.groups import Group, Member
@@ -16,9 +18,10 @@ from ratestream.streaming.types import (
     OffsetOutOfRange,
     RebalanceListener,
     Record,
+    RecordRun,
+    Run,
     TopicPartition,
     Watermarks,
-    by_partition,
 )
 
 
@@ -70,17 +73,19 @@ class LocalConsumer:
                 if not has_to_move:
                     self._wait(remaining)
 
-    def poll_changes(
-        self, max_records: int, timeout: float, *, with_times: bool
-    ) -> dict[TopicPartition, Changes]:
+    def poll_runs(self, max_records: int, timeout: float) -> list[Run]:
+        records = self.poll(max_records, timeout)
+        of_partitions = groupby(records, attrgetter("topic_partition"))
+        return [RecordRun(list(run)) for _, run in of_partitions]
+
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
         found: dict[TopicPartition, Changes] = {}
-        for partition, run in by_partition(self.poll(max_records, timeout)):
-            changes = found.setdefault(partition, Changes())
-            changes.values.update((each.key or b"", each.value) for each in run)
-            if with_times:
-                changes.times.update((each.key or b"", each.timestamp) for each in run)
-            changes.records += len(run)
-            changes.next = run[-1].offset + 1
+        for record in self.poll(max_records, timeout):
+            changes, key = found.setdefault(record.topic_partition, Changes()), record.key or b""
+            changes.values[key] = record.value
+            changes.times[key] = record.timestamp
+            changes.records += 1
+            changes.next = record.offset + 1
         return found
 
     def assignment(self) -> frozenset[TopicPartition]:
