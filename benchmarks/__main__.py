@@ -21,7 +21,19 @@ from rich.console import Console
 from benchmarks import BenchmarkError
 from benchmarks.report import Report
 
-BENCHMARKS = ("stateful", "stateless", "restore", "loader", "latency", "recovery")
+BENCHMARKS = (
+    "stateful",
+    "stateless",
+    "restore",
+    "loader",
+    "api",
+    "latency",
+    "recovery",
+    "instances",
+    "keys",
+    "queries",
+    "weight",
+)
 """Modules of this package, in the order in which they run; each is a `Benchmark`."""
 
 _INTERRUPTED = 130

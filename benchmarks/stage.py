@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import BenchmarkError
+from ratestream.storage.embedded import EmbeddedPostgres
 from tests.support.kafka_servers import start_kafka
 from tests.support.processes import ServiceProcess
 
@@ -39,6 +40,13 @@ def stage(console: Console) -> Iterator[tuple[str, Path, Progress]]:
         progress_bars(console) as progress,
     ):
         yield kafka.bootstrap, Path(folder), progress
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """The URL of a Postgres that is as careful as ours in production: it waits for its disk."""
+    with EmbeddedPostgres(folder / "postgres") as server:
+        yield server.url
 
 
 def progress_bars(console: Console) -> Progress:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from ratestream.events import Origin, Quote
+from ratestream.storage import schema
 from ratestream.storage.database import Database, DatabaseOptions, upgrade
 from ratestream.storage.embedded import EmbeddedPostgres
 from ratestream.storage.errors import DatabaseUnavailableError, SchemaError
@@ -39,6 +41,12 @@ def test_the_migrations_lead_to_the_tables(database_url: str) -> None:
         await database.close()
 
     asyncio.run(main())
+
+
+def test_versions_are_those_that_alembic_finds() -> None:
+    scripts = ScriptDirectory(str(Path(schema.__file__).with_name("migrations")))
+    assert schema.head() == scripts.get_current_head()
+    assert schema.versions() == {each.revision for each in scripts.walk_revisions()}
 
 
 def test_whoever_migrates_second_waits_and_finds_it_done(empty_database: str) -> None:

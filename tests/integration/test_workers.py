@@ -164,7 +164,8 @@ def restored(tester: AppTester) -> int:
 
 
 def test_a_takeover_from_a_copy_restores_little(counters: Counters) -> None:
-    """One of two instances hangs, and the other one has copies of its tables."""
+    """One of two instances hangs for so long that it is taken for dead; the other one has copies of
+    its tables."""
     awake = threading.Event()
     soon = max(2.0, counters.session)
 
@@ -188,6 +189,10 @@ def test_a_takeover_from_a_copy_restores_little(counters: Counters) -> None:
             assert counters.counts(two) == counted(2)
             awake.set()
             await hanging
+            await until(lambda: counters.share(one, two))
+            two.write(counters.records(KEYS))
+            await two.settle()
+            assert counters.counts(two) == counted(3)
 
     try:
         asyncio.run(scenario())
@@ -353,6 +358,28 @@ def test_a_start_after_a_stop_restores_nothing(counters: Counters) -> None:
             await after.settle()
             assert restored(after) == 0
             assert counters.counts(after) == counted(2)
+
+    asyncio.run(scenario())
+
+
+def test_of_a_list_that_is_not_full_nothing_is_committed(broker: Broker, tmp_path: Path) -> None:
+    app = App(f"takers-{uuid4().hex[:8]}", processing_guarantee="exactly_once")
+    topic = app.topic(f"{app.id}-in", value_type=int, partitions=1)
+    taken: list[list[int]] = []
+
+    @app.agent(topic)
+    async def take(stream: Stream[int]) -> None:
+        async for events in stream.take(10, within=3600):
+            taken.append([event.value for event in events])
+
+    async def scenario() -> None:
+        async with AppTester(app, broker, WorkerConfig(data_dir=str(tmp_path))) as tester:
+            tester.write([OutgoingRecord(topic.name, None, b"%d" % n, 0) for n in range(25)])
+            while tester.lag([topic.name]) > 5:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # for several commits
+            assert tester.lag([topic.name]) == 5
+            assert taken == [list(range(10)), list(range(10, 20))]
 
     asyncio.run(scenario())
 

@@ -18,6 +18,7 @@ import typer
 from ratestream import __version__
 from ratestream.cli.operators import db, dead_letter, doctor, topics
 from ratestream.cli.options import ConfigOption, DataDirOption, given
+from ratestream.garbage import uncollected
 
 if TYPE_CHECKING:
     from ratestream.settings import Settings
@@ -102,11 +103,12 @@ def run(
     data_dir: DataDirOption = None,
 ) -> None:
     """Run one service against the Kafka and the Postgres that the settings name."""
-    from ratestream.cli.builders import builder
-    from ratestream.settings import load
+    with uncollected():
+        from ratestream.cli.builders import builder
+        from ratestream.settings import load
 
-    settings = load(config, given({"data_dir": data_dir}))
-    build = builder(service)
+        settings = load(config, given({"data_dir": data_dir}))
+        build = builder(service)
     asyncio.run(_run_alone(service, build, settings))
 
 
@@ -148,11 +150,12 @@ for group in (topics, db, dead_letter):
 
 async def _run_alone(service: str, build: Callable[[Settings], App], settings: Settings) -> None:
     """Until a signal asks it to stop, or it fails. A second signal does not wait for agents."""
-    from ratestream.monitoring import run_monitored
-    from ratestream.observability import configure_logs, service_name
-    from ratestream.streaming import Worker
-    from ratestream.streaming.kafka import KafkaBroker
-    from ratestream.up.signals import stop_signals
+    with uncollected():
+        from ratestream.monitoring import run_monitored
+        from ratestream.observability import configure_logs, service_name
+        from ratestream.streaming import Worker
+        from ratestream.streaming.kafka import KafkaBroker
+        from ratestream.up.signals import stop_signals
 
     configure_logs(settings.log)
     broker = KafkaBroker(settings.kafka.config())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from ratestream.garbage import uncollected
 from ratestream.settings import SERVICES, Settings, load
 from ratestream.up.errors import StartError
 
@@ -52,18 +53,20 @@ async def up(settings: Settings, *, plain: bool = False) -> int:
     Raises `StartError`, `StorageError` or `StreamingError` for what is in the way, before any
     service is started; what was started by then has ended.
     """
-    from ratestream.operations.deployment import Deployment
-    from ratestream.up.control import serving
-    from ratestream.up.datafolder import DataFolder
-    from ratestream.up.ports import with_free_ports
-    from ratestream.up.signals import stop_signals
-    from ratestream.up.supervisor import Supervised, stop_all
+    with uncollected():
+        from ratestream.operations.deployment import Deployment
+        from ratestream.up.control import serving
+        from ratestream.up.datafolder import DataFolder
+        from ratestream.up.ports import with_free_ports
+        from ratestream.up.signals import stop_signals
+        from ratestream.up.supervisor import Supervised, stop_all
+
+        builders = _builders()
 
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(stop_signals())
         stack.enter_context(closing(DataFolder(settings.data_dir)))
         settings = _asking_the_demo(with_free_ports(settings))
-        builders = _builders()
         display = _display(settings, plain=plain)
         settings = await stack.enter_async_context(_postgres(settings))
         broker = await stack.enter_async_context(_broker(settings))

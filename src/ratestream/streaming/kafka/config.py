@@ -115,7 +115,7 @@ def consumer_settings(kafka: KafkaConfig, config: ConsumerConfig) -> Settings:
         "isolation.level": "read_committed",
         "max.poll.interval.ms": _milliseconds(config.max_poll_interval),
         "queued.max.messages.kbytes": max(1, config.buffer_bytes // 1024),
-        "fetch.message.max.bytes": min(4 * 1024 * 1024, config.buffer_bytes),
+        "fetch.message.max.bytes": min(1024 * 1024, config.buffer_bytes),
         "fetch.max.bytes": min(50 * 1024 * 1024, max(1_000_000, config.buffer_bytes)),
         "fetch.wait.max.ms": _milliseconds(FETCH_WAIT_SECONDS),
         "fetch.queue.backoff.ms": 10,
