@@ -24,6 +24,7 @@ from benchmarks.report import Report
 BENCHMARKS = (
     "stateful",
     "stateless",
+    "steps",
     "restore",
     "loader",
     "api",

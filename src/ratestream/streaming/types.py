@@ -113,10 +113,9 @@ class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes of key, value and headers."""
-        key, value, headers = self.key, self.value, self.headers
-        size = (len(key) if key is not None else 0) + (len(value) if value is not None else 0)
-        if headers:
-            size += sum(len(name) + len(content) for name, content in headers)
+        size = len(self.key or b"") + len(self.value or b"")
+        if self.headers:
+            size += sum(len(name) + len(content) for name, content in self.headers)
         return size
 
 
