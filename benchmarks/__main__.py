@@ -22,8 +22,18 @@ from benchmarks import BenchmarkError
 from benchmarks.report import Report
 
 BENCHMARKS = (
-    *("stateful", "stateless", "restore", "loader"),
-    *("latency", "recovery", "instances", "keys", "queries", "weight"),
+    "stateful",
+    "stateless",
+    "steps",
+    "restore",
+    "loader",
+    "api",
+    "latency",
+    "recovery",
+    "instances",
+    "keys",
+    "queries",
+    "weight",
 )
 """Modules of this package, in the order in which they run; each is a `Benchmark`."""
 

@@ -12,16 +12,14 @@ import argparse
 import json
 import signal
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import BenchmarkError, history
+from benchmarks import BenchmarkError, history, loader
 from benchmarks.__main__ import interrupt, positive
-from benchmarks.contestants import LOOP, OURS_AT_LEAST_ONCE, OURS_EXACTLY_ONCE
+from benchmarks.contestants import LOOP, OURS_AT_LEAST_ONCE, OURS_EXACTLY_ONCE, WARM_UP
 from benchmarks.inputs import Quotes, Snapshots
 from benchmarks.report import Report
 from benchmarks.rounds import Found, measure, ratio
@@ -30,7 +28,7 @@ from benchmarks.streams import RATE, course
 
 _INTERRUPTED = 130
 _PAIRS = 200
-_LOADER = "benchmarks.loader"
+_STATELESS_TIMES = 2  # because they pass by so much faster
 
 
 def main() -> int:
@@ -71,8 +69,8 @@ def measured(options: argparse.Namespace, console: Console) -> dict[str, float]:
     with stage(console) as (bootstrap, folder, progress):
         stateful = _stateful(bootstrap, folder, progress, options)
         stateless = _stateless(bootstrap, folder, progress, options)
-        loader = _loader(bootstrap, folder, progress, options)
-    for title, found in (("stateful", stateful), ("stateless", stateless)):
+        loading = _loader(bootstrap, folder, progress, options)
+    for title, found in (("stateful", stateful), ("stateless", stateless), ("loader", loading)):
         Report(f"{title}, quick", {}, found).show()
     return {
         name: round(value, 3)
@@ -80,7 +78,7 @@ def measured(options: argparse.Namespace, console: Console) -> dict[str, float]:
             "stateful_exactly_once_vs_loop": _against_loop(stateful, OURS_EXACTLY_ONCE.name),
             "stateful_at_least_once_vs_loop": _against_loop(stateful, OURS_AT_LEAST_ONCE.name),
             "stateless_vs_loop": _against_loop(stateless, OURS_EXACTLY_ONCE.name),
-            **loader,
+            "loader_vs_copy": loader.against_copy(loading),
         }.items()
     }
 
@@ -89,6 +87,7 @@ def _stateful(
     bootstrap: str, folder: Path, progress: Progress, options: argparse.Namespace
 ) -> dict[str, Found]:
     with course(bootstrap, folder, "stateful", Quotes(options.quotes, _PAIRS)) as quotes:
+        quotes.warm_up(WARM_UP)
         programs = (OURS_EXACTLY_ONCE, OURS_AT_LEAST_ONCE, LOOP)
         subjects = [quotes.subject(program) for program in programs]
         return measure(subjects, options.rounds, progress, "stateful")
@@ -97,21 +96,18 @@ def _stateful(
 def _stateless(
     bootstrap: str, folder: Path, progress: Progress, options: argparse.Namespace
 ) -> dict[str, Found]:
-    with course(bootstrap, folder, "stateless", Snapshots(options.quotes, _PAIRS)) as snapshots:
+    given = Snapshots(_STATELESS_TIMES * options.quotes, _PAIRS)
+    with course(bootstrap, folder, "stateless", given) as snapshots:
         subjects = [snapshots.subject(program) for program in (OURS_EXACTLY_ONCE, LOOP)]
         return measure(subjects, options.rounds, progress, "stateless")
 
 
 def _loader(
     bootstrap: str, folder: Path, progress: Progress, options: argparse.Namespace
-) -> dict[str, float]:
-    if find_spec(_LOADER) is None:
-        return {}
-    loader = import_module(_LOADER)
-    found = loader.compare(
+) -> dict[str, Found]:
+    return loader.compare(
         bootstrap, folder, progress, options.quotes, options.rounds, with_peers=False
     )
-    return {"loader_vs_copy": loader.against_copy(found)}
 
 
 def _against_loop(found: dict[str, Found], name: str) -> float:

@@ -20,13 +20,14 @@ from rich.console import Console
 
 from benchmarks import BenchmarkError
 from benchmarks.contestants import OURS_AT_LEAST_ONCE
+from benchmarks.environments import ROOT
 from benchmarks.figures import restores
 from benchmarks.inputs import Windows, fill
 from benchmarks.programs.arguments import Arguments
 from benchmarks.report import Report, Target
 from benchmarks.rounds import Figures, Found, Subject, measure, ratio
 from benchmarks.stage import stage, wait_until
-from benchmarks.streams import ROOT, only_for_now, output_of, running, stop
+from benchmarks.streams import only_for_now, output_of, running, stop
 
 RATE = "records_per_second"
 _OURS, _RAW = "ratestream restores", "raw consumption"

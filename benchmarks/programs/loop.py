@@ -86,6 +86,7 @@ def main(given: Arguments) -> None:
             "fetch.message.max.bytes": 4 * 1024 * 1024,
             "queued.max.messages.kbytes": 64 * 1024,
             "fetch.queue.backoff.ms": 5,
+            "fetch.wait.max.ms": 10,
         }
     )
     producer = Producer(

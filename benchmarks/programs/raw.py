@@ -26,6 +26,7 @@ def main(bootstrap: str, topic: str) -> None:
             "fetch.message.max.bytes": 4 * 1024 * 1024,
             "queued.max.messages.kbytes": 64 * 1024,
             "fetch.queue.backoff.ms": 5,
+            "fetch.wait.max.ms": 10,
         }
     )
     partitions = [TopicPartition(topic, number, 0) for number in range(PARTITIONS)]

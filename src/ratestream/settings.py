@@ -397,10 +397,10 @@ class RuntimeSettings(Section):
         default=33_554_432, ge=1_048_576, le=1_073_741_824, description="Bytes of those records."
     )
     table_cache_entries: int = Field(
-        default=100_000,
+        default=50_000,
         ge=1,
         le=100_000_000,
-        description="Decoded entries of a table kept in memory.",
+        description="Decoded entries of a table kept in memory, shared by its partitions.",
     )
     drain_timeout: float = Field(
         default=3.0,
@@ -426,7 +426,10 @@ class RuntimeSettings(Section):
         "Slow agents are polled for: only a process that stands still takes so long.",
     )
     fetch_buffer_bytes: int = Field(
-        default=33_554_432, ge=1_048_576, le=1_073_741_824, description="Bytes read ahead, at most."
+        default=8_388_608,
+        ge=1_048_576,
+        le=1_073_741_824,
+        description="Bytes of records read ahead; librdkafka needs up to three times as much.",
     )
     delivery_timeout: float = Field(
         default=60.0,
@@ -613,6 +616,13 @@ class ApiGatewaySettings(ServiceSection):
         ge=200,
         le=100_000,
         description="Rows in an answer, however many are asked for; the dashboard asks for 200.",
+    )
+    max_age: float = Field(
+        default=0.2,
+        ge=0,
+        le=60,
+        description="Seconds for which an answer is given again to whoever asks the same; 0 asks "
+        "Postgres each time.",
     )
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,21 @@ def files(engine: Engine) -> Iterator[Path]:
 
 def below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if not path.is_symlink()]
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files; one that has several names counts once."""
+    found = (path.lstat() for path in folder.rglob("*"))
+    return sum({each.st_ino: each.st_size for each in found if stat.S_ISREG(each.st_mode)}.values())
+
+
+def test_it_is_as_small_as_is_published(files):
+    """In docs/deployment.md, in megabytes; and a tenth more, for packages that grow."""
+    page = " ".join((ROOT / "docs" / "deployment.md").read_text().split())
+    (published,) = re.findall(r"takes (\d+) MB on disk, of which (\d+) MB are", page)
+    sizes = [size_of(files), size_of(files / VIRTUAL_ENVIRONMENT)]
+    for size, megabytes in zip(sizes, map(int, published), strict=True):
+        assert size <= 1.1 * 1_000_000 * megabytes, sizes
 
 
 def test_it_runs_ratestream_as_an_ordinary_user(image):

@@ -104,11 +104,13 @@ def assert_exact(averages: list[Average], quotes: list[Quote]) -> None:
         assert [a.value for a in averages if a.pair == pair] == averages_of(values), pair
 
 
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_three_aggregators_give_the_averages_that_one_gives(
-    topics: Topics, aggregators: list[ServiceProcess]
+    topics: Topics, aggregators: list[ServiceProcess], protocol: str
 ) -> None:
     quotes = quotes_of(snapshots(6_000))
     for number, aggregator in enumerate(aggregators):
+        aggregator.environment["RATESTREAM_KAFKA__GROUP_PROTOCOL"] = protocol
         aggregator.start().wait_ready()
         topics.put(quotes[number * 1_500 : (number + 1) * 1_500])
     topics.put(quotes[4_500:])

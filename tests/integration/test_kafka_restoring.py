@@ -211,6 +211,22 @@ def test_what_is_deleted_during_a_restore_starts_it_over(bench: Bench) -> None:
         assert bench.rebuilds == 1
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_restore_that_is_dropped_starts_again_clean(bench: Bench, steps: int) -> None:
+    for number in range(20):
+        bench.log({f"key-{n}": str(number) for n in range(100)})
+    with closing(bench.restorer()) as restorer:
+        restorer.add(bench.table, 0, bench.open())
+        for _ in range(steps):
+            restorer.step(0.001)
+        restorer.drop({TopicPartition("words", 0)})
+        bench.table.close(0)
+        assert not restorer.active
+    bench.log({"key-0": "new"})
+    assert bench.restore() == {b"key-0": b"new"} | {b"key-%d" % n: b"19" for n in range(1, 100)}
+    assert not bench.rebuilds
+
+
 def test_times_of_writes_come_back_from_the_changelog(kafka_address: str, tmp_path: Path) -> None:
     with closing(Bench(kafka_address, tmp_path, ttl=60)) as bench:
         bench.log({"a": "1"}, timestamp=1_700_000_000_123)

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 
+from ratestream.operations.checks import DOCTOR
 from ratestream.streaming import (
     AccessError,
     App,
@@ -567,6 +568,12 @@ def test_the_services_work_with_the_acls_that_are_documented(secure, admin, serv
         for topic in TOPICS:
             secure.allow("topics", "topic", topic, "DESCRIBE_CONFIGS")
         assert broker.topic_configs(TOPICS).keys() == set(TOPICS)
+        with pytest.raises(AuthorizationError):
+            broker.require_transactions(PROBE, DOCTOR, DOCTOR)
+        secure.allow("topics", "topic", PROBE, "READ", "WRITE")
+        secure.allow("topics", "transactional_id", DOCTOR, "WRITE")
+        secure.allow("topics", "group", DOCTOR, "READ")
+        broker.require_transactions(PROBE, DOCTOR, DOCTOR)
     send(admin, *values("src-data", 0, "not a snapshot"))
     for service in services.values():
         if service.process is None:

@@ -357,6 +357,7 @@ def test_doctor_finds_each_fault(ratestream: Command, kafka: str, database_url: 
     ratestream.lines("topics", "create")
     healthy = ratestream.lines("doctor")
     assert "ok data_processor on src-data: has done everything there is" in healthy
+    assert any(each.startswith("ok transactions: one was aborted and one ") for each in healthy)
     assert any(each.startswith("warning db_loader: does not answer at ") for each in healthy)
     assert healthy[-1].endswith(" ok, 6 warning")
 
@@ -370,6 +371,16 @@ def test_doctor_finds_each_fault(ratestream: Command, kafka: str, database_url: 
     mixed = ratestream.lines("doctor", code=1)
     of_another = "wrong cluster: the rows in Postgres are of Kafka cluster another, and this is "
     assert any(each.startswith(of_another) for each in mixed)
+
+
+def test_doctor_finds_a_broker_that_shows_what_was_aborted(
+    nowhere: Command, tansu_address: str
+) -> None:
+    there = nowhere.having(RATESTREAM_KAFKA__BOOTSTRAP_SERVERS=tansu_address)
+    there.lines("topics", "create")
+    (line,) = (each for each in there.lines("doctor", code=1) if "transactions: " in each)
+    assert line.startswith("wrong transactions: ")
+    assert line.endswith("set processing_guarantee to at_least_once, or use another broker")
 
 
 @pytest.mark.kafka

@@ -3,6 +3,7 @@ whatever runs it can start it again, or tell somebody."""
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -99,6 +100,54 @@ def test_an_instance_too_many_on_one_data_folder_ends(kafka: str, tmp_path: Path
     line = ending(ServiceProcess("data_aggregator", kafka, tmp_path, variables))
     held.close()
     assert "is shared by 1 instances already, and max_instances allows no more" in line
+
+
+# `ratestream`, with an agent that never gets on.
+STUCK = """
+import asyncio, sys, time
+from ratestream.cli import main
+from ratestream.services import data_processor
+from ratestream.streaming import App, worker
+
+def build(settings):
+    app = App("data_processor")
+
+    @app.agent(app.topic("src-data", value_type=bytes))
+    async def get_nowhere(stream):
+        async for _ in stream:
+            {stuck}
+
+    return app
+
+data_processor.build = build
+worker._BLOCKED_SECONDS = 1.0
+sys.argv = ["ratestream", *sys.argv[-2:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("stuck", "reason"),
+    [
+        (
+            "await asyncio.Event().wait()",
+            r"nothing committed for \d+ s against a lag \(progress_timeout=5.0\)",
+        ),
+        (
+            "time.sleep(3600)",
+            r"the event loop stands still, and nothing is done for \d+ s",
+        ),
+    ],
+    ids=["waits", "stands still"],
+)
+def test_a_service_that_gets_nowhere_ends(
+    kafka: str, tmp_path: Path, stuck: str, reason: str
+) -> None:
+    prepare(kafka, data_processor.build(Settings()), [OutgoingRecord("src-data", None, b"any")])
+    variables = {"RATESTREAM_RUNTIME__PROGRESS_TIMEOUT": "5"}
+    wrapper = (sys.executable, "-c", STUCK.format(stuck=stuck))
+    line = ending(ServiceProcess("data_processor", kafka, tmp_path, variables, wrapper=wrapper))
+    assert re.match(rf"ratestream: data_processor: {reason}", line), line
 
 
 def test_the_health_check_asks_a_running_service(kafka: str, tmp_path: Path) -> None:

@@ -110,6 +110,26 @@ def test_all_of_a_quote_comes_back(database_url: str) -> None:
     run(database_url, test)
 
 
+@pytest.mark.parametrize(
+    "name", ['a "b"', "a\\b", "a\nb", "\\n", "a,b", "]\n[", "", "ünï", "NULL", "\\."]
+)
+def test_names_are_stored_as_they_are(database_url: str, name: str) -> None:
+    async def test(writer: Writer, reader: Reader) -> None:
+        await writer.write_quotes([quote(1, source=name), quote(2, source="demo")], [])
+        stored = await reader.newest_quotes("USDRUB", 2)
+        assert [each.source for each in stored] == ["demo", name]
+
+    run(database_url, test)
+
+
+def test_repeated_rows_that_are_no_numbers_are_refused(database_url: str) -> None:
+    async def test(writer: Writer, reader: Reader) -> None:
+        with pytest.raises(UnstorableError, match="not a number"):
+            await writer.write_quotes([quote(1, value="NaN"), quote(1, value="NaN")], [])
+
+    run(database_url, test)
+
+
 def test_an_empty_batch_is_nothing(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         assert await writer.write_quotes([], []) == 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ BAD, HELD = -1, 2
 KEYS = [f"key-{number}" for number in range(400)]
 
 
-@pytest.fixture(
-    params=(
-        "local-memory",
-        pytest.param("kafka", marks=pytest.mark.kafka),
-        pytest.param("kafka-consumer-protocol", marks=pytest.mark.kafka),
-    )
+KAFKA_KINDS = (
+    pytest.param("kafka", marks=pytest.mark.kafka),
+    pytest.param("kafka-consumer-protocol", marks=pytest.mark.kafka),
 )
+
+
+@pytest.fixture(params=("local-memory", *KAFKA_KINDS))
 def broker_kind(request: pytest.FixtureRequest) -> str:
     kind: str = request.param
     return kind
@@ -164,7 +164,8 @@ def restored(tester: AppTester) -> int:
 
 
 def test_a_takeover_from_a_copy_restores_little(counters: Counters) -> None:
-    """One of two instances hangs, and the other one has copies of its tables."""
+    """One of two instances hangs for so long that it is taken for dead; the other one has copies of
+    its tables."""
     awake = threading.Event()
     soon = max(2.0, counters.session)
 
@@ -188,6 +189,10 @@ def test_a_takeover_from_a_copy_restores_little(counters: Counters) -> None:
             assert counters.counts(two) == counted(2)
             awake.set()
             await hanging
+            await until(lambda: counters.share(one, two))
+            two.write(counters.records(KEYS))
+            await two.settle()
+            assert counters.counts(two) == counted(3)
 
     try:
         asyncio.run(scenario())
@@ -353,6 +358,56 @@ def test_a_start_after_a_stop_restores_nothing(counters: Counters) -> None:
             await after.settle()
             assert restored(after) == 0
             assert counters.counts(after) == counted(2)
+
+    asyncio.run(scenario())
+
+
+def test_of_a_list_that_is_not_full_nothing_is_committed(broker: Broker, tmp_path: Path) -> None:
+    app = App(f"takers-{uuid4().hex[:8]}", processing_guarantee="exactly_once")
+    topic = app.topic(f"{app.id}-in", value_type=int, partitions=1)
+    taken: list[list[int]] = []
+
+    @app.agent(topic)
+    async def take(stream: Stream[int]) -> None:
+        async for events in stream.take(10, within=3600):
+            taken.append([event.value for event in events])
+
+    async def scenario() -> None:
+        async with AppTester(app, broker, WorkerConfig(data_dir=str(tmp_path))) as tester:
+            tester.write([OutgoingRecord(topic.name, None, b"%d" % n, 0) for n in range(25)])
+            while tester.lag([topic.name]) > 5:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # for several commits
+            assert tester.lag([topic.name]) == 5
+            assert taken == [list(range(10)), list(range(10, 20))]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("broker_kind", KAFKA_KINDS, indirect=True)
+def test_a_static_member_that_is_started_again_moves_no_partition(counters: Counters) -> None:
+    def told(tester: AppTester) -> list[int]:
+        kinds = ("assigned", "revoked", "lost")
+        return [sample(tester, "ratestream_rebalances_total", kind=kind) for kind in kinds]
+
+    def instance(number: int) -> AbstractAsyncContextManager[AppTester]:
+        return counters.instance(number, static_membership=True, session_timeout=30.0)
+
+    async def scenario() -> None:
+        async with instance(1) as other:
+            async with instance(2) as before:
+                await until(lambda: counters.share(other, before))
+                other.write(counters.records(KEYS))
+                await other.settle()
+                had, was_told = counters.owned(before), told(other)
+            await asyncio.sleep(1.0)  # the other one would be told within a heartbeat
+            async with instance(2) as after:
+                await until(lambda: counters.share(other, after))
+                assert counters.owned(after) == had
+                other.write(counters.records(KEYS))
+                await other.settle()
+            assert told(other) == was_told
+            assert counters.counts(other) == counted(2)
 
     asyncio.run(scenario())
 

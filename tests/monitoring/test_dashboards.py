@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +14,13 @@ import yaml
 from deploy.grafana.boards import BOARDS
 from tests.support.certificates import Authority
 from tests.support.deployment import Deployment
-from tests.support.monitoring import Prometheus, accelerated, start_prometheus, wait_until
+from tests.support.monitoring import (
+    Prometheus,
+    accelerated,
+    as_grafana_asks,
+    start_prometheus,
+    wait_until,
+)
 from tests.support.processes import ServiceProcess
 
 pytestmark = pytest.mark.timeout(300)  # the first of them waits for the deployment and for data
@@ -31,8 +36,6 @@ VARIABLES = [
     for board in BOARDS
     for variable in board.variables
 ]
-# Grafana would take four scrapes: a window of one second would miss on a busy machine.
-WINDOWS = {"$__rate_interval": "15s", "$__range": "1m"}
 ASKED_SECONDS = 0.2
 OF_TRANSACTIONS = "ratestream_transactions_total"
 
@@ -88,13 +91,6 @@ def ask_the_api(address: str, stopped: threading.Event) -> None:
     with httpx.Client(base_url=address) as client:
         while not stopped.wait(ASKED_SECONDS):
             client.get("/pairs/average")
-
-
-def as_grafana_asks(expression: str) -> str:
-    """With its variables replaced: any value of those that are chosen."""
-    for window, duration in WINDOWS.items():
-        expression = expression.replace(window, duration)
-    return re.sub(r"\$[a-z]\w*", ".*", expression)
 
 
 def has_data(prometheus: Prometheus, expression: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 from ratestream.events import Snapshot
 from ratestream.storage.embedded import EmbeddedPostgres
@@ -119,6 +120,41 @@ class Deployment:
             lambda: not missing(), lambda: f"{len(missing())} not stored, from {min(missing())} on"
         )
 
+    def requests(self) -> int:
+        """How often data_requester has asked its sources since it was started."""
+        return int(self._counted("ratestream_source_requests_total"))
+
+    def wait_every_answer_was_sent(self) -> None:
+        """Until what data_requester was answered since it was started is on `src-data`. For when
+        no source answers any more; each question is asked once."""
+
+        def answers() -> int:
+            return self.requests() - int(self._counted("ratestream_source_failures_total"))
+
+        def snapshots() -> int:
+            started = self._counted("ratestream_start_timestamp_seconds")
+            found = {
+                (snapshot.source, snapshot.received_at)
+                for snapshot in map(_snapshot, self._records("src-data"))
+                if snapshot is not None and snapshot.received_at.timestamp() >= started
+            }
+            return len(found)
+
+        wait_until(
+            lambda: answers() == snapshots(),
+            lambda: f"{answers()} answers, and {snapshots()} of them are on src-data",
+        )
+
+    def _counted(self, metric: str) -> float:
+        """The sum of a metric of data_requester."""
+        text = httpx.get(f"{self['data_requester'].url}/metrics", timeout=10).text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == metric
+        )
+
     def _sent(self) -> set[Place]:
         return {
             (record.partition, record.offset, pair)
@@ -161,7 +197,13 @@ class Deployment:
 
 
 def _pairs(record: Record) -> list[str]:
+    snapshot = _snapshot(record)
+    return [] if snapshot is None else list(snapshot.rates)
+
+
+def _snapshot(record: Record) -> Snapshot | None:
+    """None of what cannot be read."""
     try:
-        return list(msgspec.json.decode(record.value or b"", type=Snapshot).rates)
+        return msgspec.json.decode(record.value or b"", type=Snapshot)
     except msgspec.MsgspecError:
-        return []
+        return None

@@ -121,12 +121,18 @@ class KafkaCluster:
     def thaw(self, node: int) -> None:
         self._signal(node, signal.SIGCONT)
 
+    def stop(self) -> None:
+        run_script("stop", "--dir", str(self.folder))
+
     def start_again(self) -> None:
         """Start the nodes that are down, on their ports and with their data."""
         run_script("start", "--dir", str(self.folder))
 
+    def pid(self, node: int) -> int:
+        return int((self.folder / f"node-{node}" / "pid").read_text())
+
     def _signal(self, node: int, number: signal.Signals) -> None:
-        os.kill(int((self.folder / f"node-{node}" / "pid").read_text()), number)
+        os.kill(self.pid(node), number)
 
 
 @contextmanager

@@ -608,7 +608,7 @@ def test_who_does_not_end_or_stands_still_is_overdue(
                 time.sleep(0.01)  # noqa: ASYNC251 - as heavy computing does
 
     async def scenario() -> None:
-        settings = config(tmp_path, progress_timeout=0.5)
+        settings = config(tmp_path, progress_timeout=2.0)
         async with AppTester(app, LocalBroker(None), settings) as tester:
 
             def watch() -> None:

@@ -271,3 +271,49 @@ def test_a_partition_that_comes_while_agents_are_busy_is_restored_before_it_is_r
         return found[0] if len(found) == 1 else None
 
     asyncio.run(scenario())
+
+
+class AskingBroker(LocalBroker):
+    """Asks whoever opens a table, when it looks where the changelog ends, whether it is ready."""
+
+    worker: Worker
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.answers: list[list[str]] = []
+
+    def consumer(self, config: ConsumerConfig) -> LocalConsumer:
+        consumer = super().consumer(config)
+        if config.group is None:
+            log_end = consumer.log_end
+
+            def asking_log_end(partition: TopicPartition, timeout: float = 10.0) -> int:
+                self.answers.append(self.worker.readiness())
+                return log_end(partition, timeout)
+
+            consumer.log_end = asking_log_end  # type: ignore[method-assign]  # wraps it
+        return consumer
+
+
+def test_who_opens_tables_is_not_ready(tmp_path: Path) -> None:
+    app = App("opening")
+    topic = app.topic("in", value_type=str, partitions=2)
+    app.Table("seen", value_type=int, default=int, partitions_of=topic)
+
+    @app.agent(topic)
+    async def read(stream: Stream[str]) -> None:
+        async for _ in stream:
+            pass
+
+    async def scenario() -> None:
+        broker = AskingBroker()
+        broker.worker = Worker(app, broker, WorkerConfig(data_dir=str(tmp_path)))
+        running = asyncio.create_task(broker.worker.run())
+        while len(broker.answers) < 2 or broker.worker.readiness():
+            await asyncio.sleep(0.01)
+        assert all(broker.answers)
+        broker.worker.stop()
+        await running
+        broker.close()
+
+    asyncio.run(scenario())

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from ratestream import __version__
 from ratestream.streaming import App, ConfigurationError, WorkerConfig
 from ratestream.streaming.testing import AppTester
 
@@ -49,7 +50,12 @@ def test_pages_and_what_is_mounted_are_served_beside_each_other() -> None:
 def test_an_app_that_is_ready_says_so() -> None:
     live, ready = ask(served_app(), "/health/live", "/health/ready")
     assert (live.status_code, ready.status_code) == (200, 200)
-    assert ready.json() == {"service": "served", "ready": True, "reasons": []}
+    assert ready.json() == {
+        "service": "served",
+        "version": __version__,
+        "ready": True,
+        "reasons": [],
+    }
 
 
 def test_an_app_that_is_not_ready_says_why() -> None:

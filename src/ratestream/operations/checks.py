@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from ratestream import __version__
 from ratestream.certificates import Certificate, kafka_places, postgres_places
 from ratestream.operations import database
 from ratestream.operations.deployment import Deployment
@@ -25,7 +26,8 @@ from ratestream.sources.config import SourceSettings
 from ratestream.sources.factory import make_source
 from ratestream.sources.http import make_client, make_tls_context
 from ratestream.storage.inspection import inspect
-from ratestream.streaming import ConsumerConfig, TopicPartition
+from ratestream.streaming import ConfigurationError, ConsumerConfig, TopicPartition
+from ratestream.streaming.app import TRANSACTION_PROBE
 
 OLDEST_POSTGRES = 14
 SKEW_WARNING = timedelta(seconds=1)
@@ -37,6 +39,9 @@ FREE_WRONG = 0.05
 CERTIFICATE_WARNING = timedelta(days=30)
 CERTIFICATE_WRONG = timedelta(days=3)
 HEALTH_SECONDS = 5.0
+DOCTOR = "ratestream-doctor"
+"""What it is called in Kafka, and the transactional id that it tries transactions with."""
+
 MANY_LETTERS = 1_000
 """Dead letters that are counted, at most."""
 
@@ -52,6 +57,24 @@ def kafka(deployment: Deployment) -> list[Finding]:
     cluster = deployment.broker.cluster_id()
     deployment.broker.describe_topics([_SRC_DATA])  # a client remembers its cluster; this it asks
     return [Finding("kafka", Severity.OK, f"cluster {cluster} answers")]
+
+
+def transactions(deployment: Deployment) -> list[Finding]:
+    """Whether this Kafka can do what exactly_once needs, tried as a service does when it starts.
+    Raises `BrokerError`."""
+    subject, probe = "transactions", TRANSACTION_PROBE.name
+    if probe not in deployment.plan.topics:
+        return [Finding(subject, Severity.OK, "no service needs them: all work at_least_once")]
+    if not deployment.broker.describe_topics([probe]):
+        text = f"cannot be tried: topic {probe} is missing"
+        return [Finding(subject, Severity.SKIPPED, text, "run ratestream topics create")]
+    try:
+        deployment.broker.require_transactions(probe, DOCTOR, DOCTOR)
+    except ConfigurationError as error:
+        return [Finding(subject, Severity.WRONG, str(error))]
+    return [
+        Finding(subject, Severity.OK, "one was aborted and one committed, as exactly_once needs")
+    ]
 
 
 async def postgres(deployment: Deployment) -> list[Finding]:
@@ -124,7 +147,7 @@ def _seconds(span: timedelta) -> str:
 def _newest_timestamp(deployment: Deployment) -> int | None:
     """Of the last snapshots of all partitions."""
     found = deployment.broker.describe_topics([_SRC_DATA]).get(_SRC_DATA)
-    with closing(deployment.broker.consumer(ConsumerConfig(client_id="ratestream-doctor"))) as last:
+    with closing(deployment.broker.consumer(ConsumerConfig(client_id=DOCTOR))) as last:
         partitions = [TopicPartition(_SRC_DATA, n) for n in range(found.partitions if found else 0)]
         ends = {each: last.watermarks(each) for each in partitions}
         wanted = {each: marks.high - 1 for each, marks in ends.items() if marks.high > marks.low}
@@ -199,16 +222,26 @@ async def _health(
         text = f"{readiness.service[:80]} answers at {url}"
         return Finding(service, Severity.WRONG, text, _SAY_WHERE)
     if status == httpx.codes.OK:
-        return Finding(service, Severity.OK, f"is ready at {url}")
+        return _of_version(service, f"is ready at {url}", readiness.version)
     text = f"at {url} is not ready: {'; '.join(readiness.reasons)}"
     return Finding(service, Severity.WRONG, text, "the reasons say what it waits for; see its log")
 
 
 class _Readiness(msgspec.Struct):
-    """What a service answers at `/health/ready`."""
+    """What a service answers at `/health/ready`; an old one says no version."""
 
     service: str
     reasons: list[str]
+    version: str = "unknown"
+
+
+def _of_version(service: str, text: str, version: str) -> Finding:
+    """Whether it is the one that this command knows the topics, schema and settings of."""
+    text = f"{text}, version {version[:80]}"
+    if version == __version__:
+        return Finding(service, Severity.OK, text)
+    text = f"{text}; this command is of {__version__}"
+    return Finding(service, Severity.WARNING, text, "use one version for all services and for this")
 
 
 async def _asked(client: httpx.AsyncClient, url: str) -> tuple[int, bytes]:

@@ -32,6 +32,7 @@ class Check(Enum):
 
     KAFKA = "kafka"
     TOPICS = "topics"
+    TRANSACTIONS = "transactions"
     LAG = "lag"
     DEAD_LETTERS = "dead letters"
     POSTGRES = "postgres"
@@ -45,6 +46,7 @@ class Check(Enum):
 
 NEEDS = {
     Check.TOPICS: (Check.KAFKA,),
+    Check.TRANSACTIONS: (Check.KAFKA,),
     Check.LAG: (Check.KAFKA,),
     Check.DEAD_LETTERS: (Check.KAFKA,),
     Check.CLUSTER: (Check.KAFKA, Check.POSTGRES),
@@ -78,6 +80,8 @@ class RunCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True
                 return await asyncio.to_thread(checks.kafka, deployment)
             case Check.TOPICS:
                 return await CheckTopics().run(deployment)
+            case Check.TRANSACTIONS:
+                return await asyncio.to_thread(checks.transactions, deployment)
             case Check.LAG:
                 return await asyncio.to_thread(check_lag, deployment)
             case Check.DEAD_LETTERS:

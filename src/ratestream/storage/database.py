@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl, urlsplit
 import asyncpg
 import msgspec
 import structlog
-from sqlalchemy import Connection, Table, select, text
+from sqlalchemy import Connection, Select, Table, select, text
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as AsyncpgDialect  # noqa: N812 - a class
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -134,7 +135,8 @@ class Database:
             pool_size=options.pool_size,
             max_overflow=0,
             pool_timeout=options.pool_timeout,
-            pool_pre_ping=True,
+            pool_pre_ping=not options.read_only,
+            isolation_level="AUTOCOMMIT" if options.read_only else None,
         )
 
     @asynccontextmanager
@@ -156,6 +158,21 @@ class Database:
         with self._noted():
             async with self._engine.begin() as connection:
                 await connection.run_sync(_check, grants)
+
+    async def rows(self, query: Query, **values: Any) -> list[asyncpg.Record]:
+        """What one statement finds, alone in its transaction. Raises as `transaction`."""
+        arguments = query.arguments(values)
+        with self._noted():
+            async with self._engine.connect() as connection:
+                driver = await _driver(connection)
+                try:
+                    return list(await driver.fetch(query.sql, *arguments))
+                except _DRIVER_ERRORS:
+                    if not driver.is_closed():
+                        raise
+                # Found to have been closed meanwhile. Nobody asks each time whether it is alive.
+                await connection.invalidate()
+                return list(await (await _driver(connection)).fetch(query.sql, *arguments))
 
     async def upgrade(self, roles: Roles | None = None) -> SchemaState:
         """Bring the schema to this program's version and grant to `roles` exactly what they need,
@@ -204,6 +221,27 @@ class Database:
         self.trouble = None
 
 
+class Query:
+    """A statement that only reads, compiled once: that takes many times as long as to run it."""
+
+    def __init__(self, statement: Select[Any]) -> None:
+        compiled = statement.compile(dialect=AsyncpgDialect())  # type: ignore[no-untyped-call]
+        self.sql = str(compiled)
+        self._names = tuple(compiled.positiontup or ())
+        self._constants = compiled.params
+
+    def arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """In the driver's order, from the values of its parameters by name."""
+        given = {**self._constants, **values}
+        return [given[name] for name in self._names]
+
+
+async def _driver(connection: AsyncConnection) -> asyncpg.Connection:
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert driver is not None
+    return driver
+
+
 async def copy_rows(
     connection: AsyncConnection,
     table: Table,
@@ -213,8 +251,7 @@ async def copy_rows(
     """Add rows, at least one, by COPY, in the transaction of `connection`, which something executed
     before has begun. No value may be None. One row that is there already refuses them all. Raises
     as `Database.transaction`."""
-    driver = (await connection.get_raw_connection()).driver_connection
-    assert driver is not None
+    driver = await _driver(connection)
     try:
         if (lines := _as_csv(rows)) is not None:
             await driver.copy_to_table(table.name, source=lines, columns=columns, format="csv")

@@ -38,9 +38,10 @@ class RawCodec:
 
 
 class TextCodec:
-    """UTF-8 text; a missing one is read as None."""
+    """UTF-8 text; None is None."""
 
-    encode = staticmethod(str.encode)
+    def encode(self, value: str | None) -> bytes | None:
+        return None if value is None else value.encode()
 
     def decode(self, data: bytes | None) -> str | None:
         try:

@@ -6,6 +6,7 @@ never wait for a program's code.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Uncommitted:
 class Committer(Protocol):
     """Commits for one consumer."""
 
+    @property
+    def soonest_seconds(self) -> float:
+        """After which the next commit is worth its cost, when nothing else waits to be read."""
+        ...
+
     def commit(self, work: Uncommitted) -> Mapping[TopicPartition, int]:
         """Returns the positions that the group now has; the stores are written as well. Raises
         `BrokerError`, of which `TransactionAbortedError` says that nothing has happened, or
@@ -59,6 +65,8 @@ class Committer(Protocol):
 
 class AtLeastOnce:
     """Records first, then positions, then stores: what fails in between is done again."""
+
+    soonest_seconds = 0.01
 
     def __init__(
         self, broker: Broker, config: ProducerConfig, consumer: Consumer, metrics: WorkerMetrics
@@ -100,6 +108,8 @@ class AtLeastOnce:
 class ExactlyOnce:
     """Records and positions in one transaction; the stores only when it has been committed, so
     that they never hold what readers of the changelog cannot see."""
+
+    soonest_seconds = math.inf  # a transaction costs its brokers some writes of their own
 
     def __init__(
         self,

@@ -62,9 +62,9 @@ class BufferedOutbox:
         self._bytes += sum(record.size for record in records)
         self.is_full |= len(self._records) >= self._max_records or self._bytes >= self._max_bytes
 
-    def put(self, record: OutgoingRecord, size: int) -> Awaitable[None]:
+    def put(self, record: OutgoingRecord) -> Awaitable[None]:
         self._records.append(record)
-        self._bytes += size
+        self._bytes += record.size
         if self._bytes >= self._max_bytes or len(self._records) >= self._max_records:
             self.is_full = True
             self._check_bounds(record)
@@ -107,8 +107,7 @@ class AcknowledgedOutbox:
         self.trouble = ""
         self.is_full = False
 
-    async def put(self, record: OutgoingRecord, size: int = 0) -> None:
-        """Its size does not matter here."""
+    async def put(self, record: OutgoingRecord) -> None:
         if self._end is not None:
             raise self._end
         acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()

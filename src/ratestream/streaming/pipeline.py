@@ -103,6 +103,8 @@ class Pipeline:
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
         self._last_commit = self._last_gauges = self._last_passed = time.monotonic()
         self._records_since_commit = 0
+        self._keeps_up = True
+        """Whether the last poll gave everything that there was to read."""
         self._to_restore: int | None = None
         self._setbacks = 0
         self._broken: StreamingError | None = None
@@ -191,12 +193,15 @@ class Pipeline:
             timeout = 0.0
             if to_restore != self._to_restore:
                 self._progress.made()
-        elif self._records_since_commit or self._partitions.is_catching_up:
+        elif self._records_since_commit:
+            timeout = min(_LINGER_SECONDS, max(0.0, self._commit_due_at() - time.monotonic()))
+        elif self._partitions.is_catching_up:
             timeout = _LINGER_SECONDS
         else:
             timeout = _POLL_SECONDS
         self._to_restore = to_restore
         runs = self._consumer.poll_runs(self._config.batch_max_records, timeout)
+        self._keeps_up = sum(map(len, runs)) < self._config.batch_max_records
         if not self._broken:
             self._partitions.advance()
         self._passed = {} if runs else self._passed_by_now()
@@ -317,14 +322,21 @@ class Pipeline:
             drained
             or self._outbox.is_full
             or self._records_since_commit >= self._config.commit_max_records
-            or time.monotonic() - self._last_commit >= self._config.commit_interval
+            or time.monotonic() >= self._commit_due_at()
         )
+
+    def _commit_due_at(self) -> float:
+        interval = self._config.commit_interval
+        if self._keeps_up:
+            interval = min(interval, self._committer.soonest_seconds)
+        return self._last_commit + interval
 
     async def _begin_commit(self) -> None:
         """Of everything done until now, when the one before it has ended."""
         await self._end_commit()
         work = await self._collect_from_idle(self._wait_for_agents)
         if work:
+            self._last_commit = time.monotonic()
             self._writing = self._thread.start(self._write, work)
 
     async def _end_commit(self) -> None:
@@ -347,7 +359,6 @@ class Pipeline:
             for partition, offset in running.stream.first_undone().items():
                 positions[partition] = min(offset, positions[partition])
         self._records_since_commit = 0
-        self._last_commit = time.monotonic()
         changes = [each for table in self._app.tables.values() for each in table.take_changes()]
         advanced = {
             partition: offset

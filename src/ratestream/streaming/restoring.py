@@ -19,7 +19,7 @@ from ratestream.streaming.store import Store
 from ratestream.streaming.tables import AnyTable
 from ratestream.streaming.types import Broker, ConsumerConfig, OffsetOutOfRange, TopicPartition
 
-_RESTORE_BATCH_RECORDS = 10_000
+_RESTORE_BATCH_RECORDS = 20_000
 _BUFFER_BYTES = 32 * 1024 * 1024
 _REPORT_SECONDS = 10.0
 
@@ -78,8 +78,11 @@ class Follower:
         return copy
 
     def remove(self, changelogs: Iterable[TopicPartition]) -> None:
-        for changelog in changelogs:
-            self._must_assign |= self.copies.pop(changelog, None) is not None
+        """They stay assigned, paused, until there are others: to assign anew would throw away what
+        is fetched already of those that stay."""
+        removed = [each for each in changelogs if self.copies.pop(each, None) is not None]
+        if removed and not self._must_assign:
+            self._consumer.pause(removed)
 
     def step(self, max_records: int, timeout: float) -> int:
         """Read one batch, and write it to the stores; returns the number of records. Raises
@@ -88,8 +91,7 @@ class Follower:
             self._consumer.assign({each: copy.position for each, copy in self.copies.items()})
         self._must_assign = True
         try:
-            with_times = any(copy.store.timed for copy in self.copies.values())
-            found = self._consumer.poll_changes(max_records, timeout, with_times=with_times)
+            found = self._consumer.poll_changes(max_records, timeout)
         except OffsetOutOfRange as error:
             self._start_over(error.partition)
             return 0

@@ -224,8 +224,7 @@ class Stream(Generic[V]):
         record = of or (self._current.record if self._current else None)
         if record is None:
             raise ConfigurationError("reject: no record is current; name it with `of`")
-        letter = self._rejections.record(record, reason, value)
-        await self._work.outbox.put(letter, letter.size)
+        await self._work.outbox.put(self._rejections.record(record, reason, value))
 
     # What the worker does with a stream.
 

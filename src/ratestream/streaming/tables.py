@@ -113,7 +113,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         self.name = name
         self.changelog = changelog
         self.source = source
-        self.cache_entries = 100_000
+        self.cache_entries = 50_000
         self._key_codec = codec_for(types[0])
         self._value_codec = codec_for(types[1])
         self._default = default
@@ -212,9 +212,12 @@ class Table(MutableMapping[K, V], Generic[K, V]):
             if kept is not _MISSING:
                 return kept
         kept = self._stored(partition.store, self._key_codec.encode(key) or b"")
-        if kept is not None and len(partition.cache) < self.cache_entries:
+        if kept is not None and len(partition.cache) < self._cached_a_partition():
             partition.cache[key] = kept  # only a commit makes room again
         return kept
+
+    def _cached_a_partition(self) -> int:
+        return max(1, self.cache_entries // len(self._partitions))
 
     def _stored(self, store: Store, raw_key: bytes) -> Any:
         if self._ttl_ms is None:
@@ -291,7 +294,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         for number, partition in self._partitions.items():
             if partition.dirty:
                 partition.committing, partition.dirty = partition.dirty, {}
-                _trim(partition.cache, self.cache_entries)
+                _trim(partition.cache, self._cached_a_partition())
                 taken.append(self._changes(number, partition))
         return taken
 

@@ -23,9 +23,7 @@ class Outbox(Protocol):
     @property
     def is_full(self) -> bool: ...
 
-    def put(self, record: OutgoingRecord, size: int) -> Awaitable[None]:
-        """`size` is the record's own, bytes, which whoever made it has just computed."""
-        ...
+    def put(self, record: OutgoingRecord) -> Awaitable[None]: ...
 
 
 class Work:
@@ -87,7 +85,7 @@ class Topic(Generic[K, V]):
         outbox = self.direct if work is None else work.outbox
         if outbox is None:
             raise ConfigurationError(f"{self.name}: nothing can be sent before the worker runs")
-        return outbox.put(*self._encode(key, value, timestamp, headers))
+        return outbox.put(self.encode(key, value, timestamp, headers))
 
     def encode(
         self,
@@ -97,16 +95,6 @@ class Topic(Generic[K, V]):
         headers: Mapping[str, bytes] | Headers = (),
     ) -> OutgoingRecord:
         """The record that `send` would send. Raises `MessageTooLargeError`."""
-        return self._encode(key, value, timestamp, headers)[0]
-
-    def _encode(
-        self,
-        key: K | None,
-        value: V | None,
-        timestamp: int | None,
-        headers: Mapping[str, bytes] | Headers,
-    ) -> tuple[OutgoingRecord, int]:
-        """The record and its size."""
         raw_key = None if key is None else self._encode_key(key)
         raw_value = None if value is None else self._encode_value(value)
         if raw_key is None and self._needs_key:
@@ -114,13 +102,12 @@ class Topic(Generic[K, V]):
         if headers and isinstance(headers, Mapping):
             headers = tuple(headers.items())
         record = OutgoingRecord(self.name, raw_key, raw_value, None, timestamp, headers)  # type: ignore[arg-type]  # a tuple by now
-        size = record.size
-        if size > self._max_size:
+        if record.size > self._max_size:
             raise MessageTooLargeError(
-                f"{self.name}: a record of {RECORD_OVERHEAD_BYTES + size} bytes, "
+                f"{self.name}: a record of {RECORD_OVERHEAD_BYTES + record.size} bytes, "
                 f"max_message_bytes allows {self.spec.max_message_bytes}"
             )
-        return record, size
+        return record
 
 
 AnyTopic = Topic[Any, Any]

@@ -45,9 +45,9 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Changes:
-    """What records of one partition leave behind: the newest value of each key (None: deleted) and,
-    if asked for, its timestamp. `next` is the offset after the last of the `records`, of which
-    several may have had the same key."""
+    """What records of one partition leave behind: the newest value of each key (None: deleted) and
+    its timestamp. `next` is the offset after the last of the `records`, of which several may have
+    had the same key."""
 
     values: dict[bytes, bytes | None] = field(default_factory=dict)
     times: dict[bytes, int] = field(default_factory=dict)
@@ -113,10 +113,9 @@ class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes of key, value and headers."""
-        key, value, headers = self.key, self.value, self.headers
-        size = (len(key) if key is not None else 0) + (len(value) if value is not None else 0)
-        if headers:
-            size += sum(len(name) + len(content) for name, content in headers)
+        size = len(self.key or b"") + len(self.value or b"")
+        if self.headers:
+            size += sum(len(name) + len(content) for name, content in self.headers)
         return size
 
 
@@ -251,9 +250,7 @@ class Consumer(Protocol):
         """As `poll`, of the same records."""
         ...
 
-    def poll_changes(
-        self, max_records: int, timeout: float, *, with_times: bool
-    ) -> dict[TopicPartition, Changes]:
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
         """As `poll`, for those who want what a log leaves behind, and no record of it."""
         ...
 
@@ -442,12 +439,12 @@ class WorkerConfig:
     commit_max_records: int = 50_000
     output_max_records: int = 50_000
     output_max_bytes: int = 32 * 1024 * 1024
-    table_cache_entries: int = 100_000
+    table_cache_entries: int = 50_000
     drain_timeout: float = 3.0
     session_timeout: float = 10.0
     heartbeat_interval: float = 1.0
     max_poll_interval: float = 300.0
-    fetch_buffer_bytes: int = 32 * 1024 * 1024
+    fetch_buffer_bytes: int = 8 * 1024 * 1024
     delivery_timeout: float = 60.0
     transaction_timeout: float = 10.0
     progress_timeout: float = 300.0

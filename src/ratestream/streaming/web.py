@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
+from ratestream import __version__
 from ratestream.streaming.app import App
 from ratestream.streaming.errors import ConfigurationError
 
@@ -23,7 +24,8 @@ _CONNECTIONS = 512
 
 def build_web(app: App, readiness: Callable[[], list[str]]) -> Starlette:
     """`/metrics` (Prometheus text), `/health/live` (200 while the process serves),
-    `/health/ready` (200, or 503 with the reasons), then the app's pages and what it mounts."""
+    `/health/ready` (200, or 503 with the reasons; with the version), then the app's pages and what
+    it mounts."""
 
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(app.registry), media_type=CONTENT_TYPE_LATEST)
@@ -34,7 +36,12 @@ def build_web(app: App, readiness: Callable[[], list[str]]) -> Starlette:
     async def ready(_: Request) -> Response:
         reasons = readiness()
         return JSONResponse(
-            {"service": app.id, "ready": not reasons, "reasons": reasons},
+            {
+                "service": app.id,
+                "version": __version__,
+                "ready": not reasons,
+                "reasons": reasons,
+            },
             status_code=503 if reasons else 200,
         )
 

@@ -1,7 +1,8 @@
 """api_gateway: answers questions over HTTP, from Postgres, and serves the dashboard.
 
 Errors are problem details (RFC 9457). Lists come in pages: `next` of one answer is the `cursor`
-that asks for what follows it, with the same other parameters.
+that asks for what follows it, with the same other parameters. An answer may be given again to
+whoever asks the same within `api_gateway.max_age`; the header `as-of` says from when it is.
 """
 
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from prometheus_client import Gauge
 from starlette.staticfiles import StaticFiles
 
@@ -25,6 +26,7 @@ from ratestream.services.api_gateway.answers import (
     average_item,
     example_of,
     from_cursor,
+    page,
     pair_item,
     quote_item,
     to_cursor,
@@ -36,6 +38,7 @@ from ratestream.services.api_gateway.problems import (
     describe_problems,
     problems,
 )
+from ratestream.services.api_gateway.recent import HEADERS, Recent
 from ratestream.settings import ApiGatewaySettings, Settings
 from ratestream.storage.database import Database, DatabaseOptions
 from ratestream.storage.errors import DatabaseAccessError, DatabaseUnavailableError
@@ -43,6 +46,9 @@ from ratestream.storage.reader import Position, Reader
 from ratestream.streaming import App
 
 DASHBOARD = Path(__file__).parents[2] / "dashboard"
+
+QUESTIONS = ("/pairs", "/pairs/currencies", "/pairs/average")
+"""The paths whose answers come from Postgres."""
 
 _CHECK_SECONDS = 5.0
 _STATEMENT_SECONDS = 5.0
@@ -66,7 +72,9 @@ def build(settings: Settings) -> App:
         ),
     )
     reader = Reader(database)
-    app.mount(Observed(build_api(reader, settings.api_gateway), app.registry))
+    api = build_api(reader, settings.api_gateway)
+    recent = Recent(api, QUESTIONS, settings.api_gateway.max_age)
+    app.mount(Observed(recent, app.registry))
     app.add_readiness_check("postgres", lambda: database.trouble)
     up = Gauge("ratestream_database_up", "1 while Postgres answers.", registry=app.registry)
     up.set_function(lambda: database.trouble is None)
@@ -139,28 +147,31 @@ def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
         int, Query(ge=1, le=settings.max_limit, description="Items in the answer, at most.")
     ]
 
-    @api.get("/pairs", summary="What pairs there are", responses=example_of(PAIR, None))
-    async def pairs(limit: Limit = settings.default_limit, cursor: Cursor = None) -> Pairs:
+    @api.get(
+        "/pairs",
+        summary="What pairs there are",
+        response_model=Pairs,
+        responses=example_of(PAIR, None, HEADERS),
+    )
+    async def pairs(limit: Limit = settings.default_limit, cursor: Cursor = None) -> Response:
         """In alphabetical order. Without any quote yet the list is empty."""
         after = from_cursor(cursor, tuple[str])
         found = await reader.pairs(limit + 1, after=after[0] if after else None)
         last = found[limit - 1].pair if len(found) > limit else None
-        return Pairs(
-            items=[pair_item(each) for each in found[:limit]],
-            next=to_cursor((last,)) if last else None,
-        )
+        return page(list(map(pair_item, found[:limit])), to_cursor((last,)) if last else None)
 
     @api.get(
         "/pairs/currencies",
         summary="Newest quotes",
-        responses=example_of(QUOTE, to_cursor(PLACE)) | problems(404),
+        response_model=Quotes,
+        responses=example_of(QUOTE, to_cursor(PLACE), HEADERS) | problems(404),
     )
     async def currencies(
         pair_name: PairName,
         limit: Limit = settings.default_limit,
         source: Source = None,
         cursor: Cursor = None,
-    ) -> Quotes:
+    ) -> Response:
         """The newest quotes of one pair, newest first. Later pages hold what is older, also when
         newer quotes arrive meanwhile."""
         before = from_cursor(cursor, Position)
@@ -168,22 +179,20 @@ def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
         if not found and not await reader.knows(pair_name):
             raise UnknownPairError(pair_name)
         last = found[limit - 1].position if len(found) > limit else None
-        return Quotes(
-            items=[quote_item(each) for each in found[:limit]],
-            next=to_cursor(last) if last else None,
-        )
+        return page(list(map(quote_item, found[:limit])), to_cursor(last) if last else None)
 
     @api.get(
         "/pairs/average",
         summary="Current averages",
-        responses=example_of(AVERAGE, None) | problems(404),
+        response_model=Averages,
+        responses=example_of(AVERAGE, None, HEADERS) | problems(404),
     )
     async def average(
         pair_name: PairName | None = None,
         limit: Limit = settings.default_limit,
         source: Source = None,
         cursor: Cursor = None,
-    ) -> Averages:
+    ) -> Response:
         """The newest average of each pair and source, in alphabetical order. Without any quote
         yet the list is empty."""
         after = from_cursor(cursor, tuple[str, str])
@@ -191,10 +200,8 @@ def build_api(reader: Reader, settings: ApiGatewaySettings) -> FastAPI:
         if not found and pair_name is not None and not await reader.knows(pair_name):
             raise UnknownPairError(pair_name)
         last = found[limit - 1] if len(found) > limit else None
-        return Averages(
-            items=[average_item(each) for each in found[:limit]],
-            next=to_cursor((last.pair, last.source)) if last else None,
-        )
+        following = to_cursor((last.pair, last.source)) if last else None
+        return page(list(map(average_item, found[:limit])), following)
 
     @api.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def dashboard() -> FileResponse:

@@ -10,6 +10,7 @@ import msgspec
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
+from starlette.responses import Response
 
 from ratestream.storage.reader import PairSummary, StoredAverage, StoredQuote
 
@@ -87,12 +88,24 @@ class Pairs(Page):
     items: list[PairItem]
 
 
-def quote_item(quote: StoredQuote) -> QuoteItem:
-    return QuoteItem(**_common(quote))
+# The models above describe; what is sent is encoded without them, which takes a tenth of the time.
 
 
-def average_item(average: StoredAverage) -> AverageItem:
-    return AverageItem(**_common(average), count=average.count)
+def page(items: list[dict[str, Any]], following: str | None) -> Response:
+    """One of the pages above."""
+    return Response(
+        msgspec.json.encode({"next": following, "items": items}), media_type="application/json"
+    )
+
+
+def quote_item(quote: StoredQuote) -> dict[str, Any]:
+    """A `QuoteItem`."""
+    return _common(quote)
+
+
+def average_item(average: StoredAverage) -> dict[str, Any]:
+    """An `AverageItem`."""
+    return {**_common(average), "count": average.count}
 
 
 def _common(stored: StoredQuote | StoredAverage) -> dict[str, Any]:
@@ -106,19 +119,22 @@ def _common(stored: StoredQuote | StoredAverage) -> dict[str, Any]:
     }
 
 
-def pair_item(pair: PairSummary) -> PairItem:
-    return PairItem(
-        pair_name=pair.pair,
-        first_received_at=pair.first_received_at,
-        last_received_at=pair.last_received_at,
-        newest=[quote_item(quote) for quote in pair.newest],
-    )
+def pair_item(pair: PairSummary) -> dict[str, Any]:
+    """A `PairItem`."""
+    return {
+        "pair_name": pair.pair,
+        "first_received_at": pair.first_received_at,
+        "last_received_at": pair.last_received_at,
+        "newest": [quote_item(quote) for quote in pair.newest],
+    }
 
 
-def example_of(item: JsonDict, following: str | None) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI shows as an answer with one item."""
+def example_of(
+    item: JsonDict, following: str | None, headers: JsonDict
+) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI shows as an answer with one item, and with these headers."""
     example = {"items": [item], "next": following}
-    return {200: {"content": {"application/json": {"example": example}}}}
+    return {200: {"content": {"application/json": {"example": example}}, "headers": headers}}
 
 
 # Cursors: the place of the last item, as JSON in base64url. Opaque, so that it may change.

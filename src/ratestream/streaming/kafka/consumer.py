@@ -125,17 +125,15 @@ class KafkaConsumer:
     def poll_runs(self, max_records: int, timeout: float) -> list[Run]:
         return [_Run(*of) for of in runs(self._poll(max_records, timeout))]
 
-    def poll_changes(
-        self, max_records: int, timeout: float, *, with_times: bool
-    ) -> dict[TopicPartition, Changes]:
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
         found: dict[TopicPartition, Changes] = {}
         for partition, run in runs(self._poll(max_records, timeout)):
             changes = found.setdefault(partition, Changes())
-            keys = [message.key() or b"" for message in run]
-            changes.values.update(zip(keys, [message.value() for message in run], strict=True))
-            if with_times:
-                times = [message.timestamp()[1] for message in run]
-                changes.times.update(zip(keys, times, strict=True))
+            newest = dict(zip(map(Message.key, run), run, strict=True))
+            for raw_key, message in newest.items():
+                key = raw_key or b""
+                changes.values[key] = message.value()
+                changes.times[key] = message.timestamp()[1]
             changes.records += len(run)
             changes.next = (run[-1].offset() or 0) + 1
         return found

@@ -78,15 +78,12 @@ class LocalConsumer:
         of_partitions = groupby(records, attrgetter("topic_partition"))
         return [RecordRun(list(run)) for _, run in of_partitions]
 
-    def poll_changes(
-        self, max_records: int, timeout: float, *, with_times: bool
-    ) -> dict[TopicPartition, Changes]:
+    def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
         found: dict[TopicPartition, Changes] = {}
         for record in self.poll(max_records, timeout):
             changes, key = found.setdefault(record.topic_partition, Changes()), record.key or b""
             changes.values[key] = record.value
-            if with_times:
-                changes.times[key] = record.timestamp
+            changes.times[key] = record.timestamp
             changes.records += 1
             changes.next = record.offset + 1
         return found
