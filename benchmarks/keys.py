@@ -52,7 +52,7 @@ _FIRST_SECONDS = 30.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--keys",
+        "--key-counts",
         type=int,
         nargs="+",
         default=[1_000, 10_000, 100_000, 1_000_000],
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
                 name(keys),
                 partial(_figures, bootstrap, folder, progress, keys, window, options),
             )
-            for keys in options.keys
+            for keys in options.key_counts
         ]
         found = measure(subjects, options.rounds, progress, "keys")
     described = {"quotes": options.key_quotes, "seconds": options.key_seconds}

@@ -80,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="quotes a second, of latency (default: 10 1000 10000)",
     )
     parser.add_argument(
-        "--seconds", type=int, default=8, help="that are measured, of latency (%(default)s)"
+        "--flow-seconds", type=int, default=8, help="that are measured, of latency (%(default)s)"
     )
 
 
@@ -99,11 +99,13 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         place = Place(bootstrap, database, folder)
         progress.print("warming the broker: a Java that has just started is slow")
         Way(GUARANTEES[0], TARGET).run(place, _BROKER_WARM_UP_SECONDS)
-        subjects = [Subject(way.name, partial(way.run, place, options.seconds)) for way in ways]
+        subjects = [
+            Subject(way.name, partial(way.run, place, options.flow_seconds)) for way in ways
+        ]
         found = by_row(measure(subjects, options.rounds, progress, "latency"))
     settings = load().in_force()
     described: dict[str, object] = {name: settings[name] for name in _SETTINGS}
-    described |= {"rate": options.rate, "seconds": options.seconds}
+    described |= {"rate": options.rate, "seconds": options.flow_seconds}
     return Report("latency", described, found, targets(found))
 
 

@@ -87,7 +87,7 @@ READS: dict[str, Read] = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rows",
+        "--row-counts",
         type=int,
         nargs="+",
         default=[100_000, 1_000_000, 10_000_000],
@@ -105,15 +105,17 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         postgres(folder := Path(name)) as server,
         progress_bars(console) as progress,
     ):
-        _check_room(folder, sum(options.rows))
-        databases = {rows: asyncio.run(_filled(server, rows, progress)) for rows in options.rows}
+        _check_room(folder, sum(options.row_counts))
+        databases = {
+            rows: asyncio.run(_filled(server, rows, progress)) for rows in options.row_counts
+        }
         subjects = [
             Subject(f"{what}, {rows:,} rows", partial(_figures, database, read, options.asked))
             for what, read in READS.items()
             for rows, database in databases.items()
         ]
         found = measure(subjects, options.rounds, progress, "queries")
-    return Report("queries", {"rows": options.rows, "asked": options.asked}, found)
+    return Report("queries", {"rows": options.row_counts, "asked": options.asked}, found)
 
 
 def _check_room(folder: Path, rows: int) -> None:
@@ -121,7 +123,7 @@ def _check_room(folder: Path, rows: int) -> None:
     if needed > free:
         raise BenchmarkError(
             f"{rows:,} rows take some {needed / 1e9:.0f} GB and {folder} has {free / 1e9:.0f} GB: "
-            "ask for fewer with --rows, or set TMPDIR to another disk"
+            "ask for fewer with --row-counts, or set TMPDIR to another disk"
         )
 
 
