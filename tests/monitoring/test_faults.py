@@ -21,12 +21,6 @@ import asyncpg
 import httpx
 import pytest
 import trustme
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported in fact
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-)
 
 from ratestream.streaming.types import OutgoingRecord, ProducerConfig
 from tests.support.deployment import Deployment
@@ -270,28 +264,6 @@ def test_offsets_that_somebody_else_moves(deployment: Deployment, seen: Sighting
             await asyncio.wait((moving,))
 
     asyncio.run(while_moved())
-
-
-def set_config(bootstrap: str, topic: str, name: str, value: str) -> None:
-    """As `kafka-configs --alter --add-config` does."""
-    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-    changes = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-    with AdminClient({"bootstrap.servers": bootstrap}) as admin:
-        admin.incremental_alter_configs([changes])[changes].result()
-
-
-def test_topic_that_wants_more_replicas_than_there_are(
-    deployment: Deployment, seen: Sightings
-) -> None:
-    in_sync = (deployment.bootstrap, "processed-data", "min.insync.replicas")
-    soon = {"RATESTREAM_RUNTIME__TRANSACTION_TIMEOUT": "1"}
-    with changed([deployment["data_processor"]], **soon):
-        set_config(*in_sync, "2")
-        try:
-            seen.wait_firing("SetbacksRepeating", service="data_processor")
-            seen.wait_firing("NoCommittedProgress", service="data_processor")
-        finally:
-            set_config(*in_sync, "1")
 
 
 @pytest.mark.usefixtures("short_limits")

@@ -345,8 +345,8 @@ class TransactionalProducer(Protocol):
         self, offsets: Mapping[TopicPartition, int], consumer: Consumer
     ) -> dict[TopicPartition, int]:
         """Everything sent since `begin`, and `offsets` as committed by `consumer` for its group.
-        Returns, for each partition to which a record was sent by number, the next offset after the
-        last such record; the transaction's end may stand at it. Others may be among them.
+        Returns, for each partition written, the next offset after the last record written there;
+        the transaction's end may stand at it.
 
         Raises `TransactionAbortedError` (also when the group has given a partition to another
         consumer, and when a record was not acknowledged) and `MessageTooLargeError`, as `flush`

@@ -50,7 +50,6 @@ class KafkaProducer:
         self.failed_topics: set[str] = set()
         """Those of the records that failed, until `forget`."""
         self._closed = False
-        self._is_transactional = transactional_id is not None
         callbacks = {"error_cb": self.connections.on_error}
         with configuring(kafka):
             self.client = librdkafka.Producer(
@@ -102,10 +101,7 @@ class KafkaProducer:
 
     def _produce(self, records: Sequence[OutgoingRecord]) -> None:
         produce, queued = self.client.produce, 0
-        # A report costs as much as the sending. librdkafka commits no transaction of which a record
-        # has failed; then only those are asked for of whose partition the end will be wanted.
         report = self._on_delivery
-        otherwise = None if self._is_transactional else report
         deadline = time.monotonic() + self._bound.seconds
         while queued < len(records):
             try:
@@ -116,7 +112,7 @@ class KafkaProducer:
                         record.value,
                         record.key,
                         -1 if partition is None else partition,
-                        otherwise if partition is None else report,
+                        report,
                         None,
                         record.timestamp or 0,
                         list(record.headers) if record.headers else None,
