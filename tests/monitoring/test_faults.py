@@ -192,11 +192,15 @@ def test_service_that_is_started_again_and_again(
     seen.wait_firing("ServiceRestarting", service="data_processor")
 
 
+LOCKED_SECONDS = 45.0
+"""Long enough for rows to be stored late."""
+
+
 def test_tables_that_somebody_locks(deployment: Deployment, seen: Sightings) -> None:
     async def while_locked() -> None:
         async with locked_tables(deployment.postgres.url):
             await asyncio.to_thread(seen.wait_firing, "LagGrowing", service="db_loader")
-            await asyncio.to_thread(seen.wait_firing, "NoCommittedProgress", service="db_loader")
+            await asyncio.sleep(LOCKED_SECONDS)
             await asyncio.to_thread(reason, deployment, "db_loader", "busy", "postgres")
 
     asyncio.run(while_locked())

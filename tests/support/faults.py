@@ -36,7 +36,7 @@ FAULTS = (
     ),
     Fault(
         "a service cannot keep up, or is held up",
-        ("LagGrowing", "NoCommittedProgress"),
+        ("LagGrowing",),
         "Runtime / Records not read yet, by service and topic",
         lambda each: each.labels["service"] == "db_loader" and each.value > 100,
         "test_tables_that_somebody_locks",
