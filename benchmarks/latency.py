@@ -88,7 +88,8 @@ def even(text: str) -> int:
     """A rate that can be had: up to `MOST_ANSWERS_PER_SECOND`, or a multiple of it."""
     rate = int(text)
     if rate < 1 or (rate > MOST_ANSWERS_PER_SECOND and rate % MOST_ANSWERS_PER_SECOND):
-        raise ValueError
+        most = MOST_ANSWERS_PER_SECOND
+        raise argparse.ArgumentTypeError(f"{rate}: must be from 1 to {most}, or a multiple of it")
     return rate
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from benchmarks import BenchmarkError
+from benchmarks.__main__ import BENCHMARKS, benchmark
 from benchmarks.backlog import Key, quotes
 from benchmarks.figures import Pace, Restore, Takeover, percentile, restores
 from benchmarks.flows import MOST_ANSWERS_PER_SECOND, pairs
@@ -223,7 +224,7 @@ def test_each_thing_that_is_waited_for_has_a_row() -> None:
 def test_a_rate_that_answers_cannot_share_evenly_is_refused() -> None:
     assert [even(text) for text in ("1", "99", "100", "10000")] == [1, 99, 100, 10_000]
     for text in ("0", "-1", "150", str(MOST_ANSWERS_PER_SECOND + 1)):
-        with pytest.raises(ArgumentTypeError, match="multiple of 100"):
+        with pytest.raises(ArgumentTypeError, match="or a multiple"):
             even(text)
 
 
@@ -253,3 +254,13 @@ def test_what_is_installed_follows_extras_and_leaves_out_what_is_for_others() ->
     }
     assert closure("ours", requirements.__getitem__) == {"ours", "a", "b", "fast"}
     assert closure("ours[local]", requirements.__getitem__) == {"ours", "a", "b", "fast", "local"}
+
+
+def test_benchmarks_that_share_an_option_mean_the_same_by_it() -> None:
+    found: dict[str, tuple[object, object, object]] = {}
+    for name in BENCHMARKS:
+        own = ArgumentParser()
+        benchmark(name).add_options(own)
+        for action in own._actions:
+            meaning = (action.default, action.type, action.nargs)
+            assert found.setdefault(action.dest, meaning) == meaning, f"{name}: --{action.dest}"
