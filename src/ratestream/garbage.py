@@ -12,7 +12,7 @@ def uncollected() -> Iterator[None]:
     """For imports: what the block makes is never looked through for garbage.
 
     It stays until the process ends. Measured (`benchmarks/weight.py`), looking through it took a
-    tenth of the start, and a twentieth of a second whenever a service at work collected everything.
+    tenth of the start, and a tenth of a second whenever a service at work collected everything.
     """
     gc.disable()
     try:
