@@ -1,25 +1,22 @@
 """The mean of the last ten prices of each pair, a new one for every quote: 200 pairs, which fit
-into any cache, and 100,000 keys, which do not.
-
-Kafka Streams compiles itself while it runs. So it is compared on three times as many quotes, and
-what counts are the last two thirds, of ratestream's rate beside it as well.
-"""
+into any cache, and 100,000 keys, which do not."""
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from rich.console import Console
 
+from benchmarks.comparing import add_options as add_options
+from benchmarks.comparing import compared
 from benchmarks.contestants import (
     EXACTLY_ONCE,
     FAUST_NAME,
     LOOP,
     OURS_AT_LEAST_ONCE,
     OURS_EXACTLY_ONCE,
-    PEERS,
     STATES,
-    WARM_UP,
     java_peers,
     kafka_streams_name,
     peer_versions,
@@ -28,44 +25,29 @@ from benchmarks.contestants import (
 )
 from benchmarks.inputs import Quotes
 from benchmarks.report import Report, Target
-from benchmarks.rounds import Found, measure, ratio
+from benchmarks.rounds import Found, ratio
 from benchmarks.stage import stage
-from benchmarks.streams import RATE, Program, course
+from benchmarks.streams import RATE, Program
 
 FEW, MANY = 200, 100_000
-_WARM_TIMES = 3
-_WARM_SECONDS = 60.0
 _MEMORY_MB = 200.0
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quotes", type=int, default=1_000_000, help="default: %(default)s")
-    parser.add_argument("--seconds", type=int, default=30, help="of a slow program (%(default)s)")
-    parser.add_argument(
-        "--peers", nargs="*", choices=PEERS, default=list(PEERS), help="default: all of them"
-    )
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
     found: dict[str, Found] = {}
     ours = [OURS_EXACTLY_ONCE, OURS_AT_LEAST_ONCE]
     cold, warm = [*ours, LOOP, *python_peers(options.peers)], java_peers(options.peers)
-    with stage(console) as (bootstrap, folder, progress):
+    with stage(console) as on:
 
-        def compared(programs: list[Program], keys: int, is_warm: bool) -> dict[str, Found]:
-            quotes = Quotes(options.quotes * (_WARM_TIMES if is_warm else 1), keys)
-            seconds = _WARM_SECONDS if is_warm else options.seconds
-            after = options.quotes if is_warm else 0
-            with course(bootstrap, folder, "stateful", quotes, seconds, after) as of_keys:
-                of_keys.warm_up(WARM_UP)
-                subjects = [of_keys.subject(program) for program in programs]
-                measured = measure(subjects, options.rounds, progress, f"stateful, {keys:,} keys")
+        def of_keys(programs: list[Program], keys: int, is_warm: bool) -> dict[str, Found]:
+            inputs = partial(Quotes, pairs=keys)
+            measured = compared(on, "stateful", inputs, programs, options, is_warm=is_warm)
             return {named(name, keys, is_warm): each for name, each in measured.items()}
 
         for keys in (FEW, MANY):
-            found |= compared(cold, keys, is_warm=False)
+            found |= of_keys(cold, keys, is_warm=False)
             if warm:
-                found |= compared([*ours, *warm], keys, is_warm=True)
+                found |= of_keys([*ours, *warm], keys, is_warm=True)
     measured_with = {"quotes": options.quotes, "seconds": options.seconds}
     return Report("stateful", measured_with, found, targets(found), peer_versions(options.peers))
 

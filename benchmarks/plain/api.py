@@ -16,44 +16,11 @@ import asyncpg
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Query
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import DateTime, select, true
+from sqlalchemy import select, true
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
+from sqlalchemy.orm import aliased
 
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Series(Base):
-    __tablename__ = "series"
-
-    pair: Mapped[str] = mapped_column(primary_key=True)
-    source: Mapped[str] = mapped_column(primary_key=True)
-
-
-class Stored:
-    """What quotes and averages have in common."""
-
-    origin_topic: Mapped[str] = mapped_column(primary_key=True)
-    origin_partition: Mapped[int] = mapped_column(primary_key=True)
-    origin_offset: Mapped[int] = mapped_column(primary_key=True)
-    pair: Mapped[str] = mapped_column(primary_key=True)
-    source: Mapped[str]
-    value: Mapped[Decimal]
-    observed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-    received_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-    stored_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-
-
-class Quote(Stored, Base):
-    __tablename__ = "quotes"
-
-
-class Average(Stored, Base):
-    __tablename__ = "averages"
-
-    window_fill: Mapped[int]
+from benchmarks.plain.models import Average, Quote, Series
 
 
 class Item(BaseModel):

@@ -14,18 +14,16 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
-from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import msgspec
 from confluent_kafka import Consumer
-from sqlalchemy import DateTime, func, insert
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from benchmarks.plain.models import Quote
 from ratestream import events
 
 _JOIN_SECONDS = 30.0
@@ -33,26 +31,6 @@ _IDLE_SECONDS = 3.0
 
 Sessions = async_sessionmaker[AsyncSession]
 Store = Callable[[Sessions, Sequence[dict[str, Any]]], Awaitable[None]]
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Quote(Base):
-    __tablename__ = "quotes"
-
-    origin_topic: Mapped[str] = mapped_column(primary_key=True)
-    origin_partition: Mapped[int] = mapped_column(primary_key=True)
-    origin_offset: Mapped[int] = mapped_column(primary_key=True)
-    pair: Mapped[str] = mapped_column(primary_key=True)
-    source: Mapped[str]
-    value: Mapped[Decimal]
-    observed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-    received_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-    stored_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), server_default=func.clock_timestamp()
-    )
 
 
 def columns(value: bytes) -> dict[str, Any]:

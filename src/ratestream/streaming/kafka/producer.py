@@ -60,8 +60,11 @@ class KafkaProducer:
     def send(self, records: Sequence[OutgoingRecord]) -> None:
         limit = self._config.max_message_bytes
         for record in records:
-            if record.value is not None and len(record.value) > limit // 2 and record.size > limit:
-                raise self._too_large(record)
+            if record.size > limit:
+                raise MessageTooLargeError(
+                    f"a record for {record.topic} has {record.size} bytes; "
+                    f"max_message_bytes is {limit}"
+                )
         with self.connections.translating("sending"):
             for at in range(0, len(records), _SERVED_RECORDS):
                 self._produce(records[at : at + _SERVED_RECORDS])
@@ -92,12 +95,6 @@ class KafkaProducer:
         # Its own close would first wait, without a bound, to abort a transaction.
         del self.client
         self.connections.forget()
-
-    def _too_large(self, record: OutgoingRecord) -> MessageTooLargeError:
-        return MessageTooLargeError(
-            f"a record for {record.topic} has {record.size} bytes; "
-            f"max_message_bytes is {self._config.max_message_bytes}"
-        )
 
     def _produce(self, records: Sequence[OutgoingRecord]) -> None:
         produce, queued = self.client.produce, 0
