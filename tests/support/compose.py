@@ -232,7 +232,8 @@ class Project:
         server = [str(binaries / "postgres"), "-D", str(data), "-c", "listen_addresses=*"]
         sockets = ["-c", f"unix_socket_directories={folder}", "-c", "io_method=sync"]
         self._serve(folder, network, [*as_nobody, *server, *sockets])
-        self._wait_for_port(network, 5432, folder)
+        probe = (str(binaries / "pg_isready"), "--quiet", "--host=127.0.0.1")
+        self._wait_for(network, probe, folder)
         self._make_roles(service, network, binaries, password)
 
     def _make_roles(
@@ -301,7 +302,11 @@ class Project:
 
     def _wait_for_port(self, network: int, port: int, folder: Path) -> None:
         probe = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1).close()"
-        command = ["nsenter", f"--net=/proc/{network}/ns/net", "--", sys.executable, "-c", probe]
+        self._wait_for(network, (sys.executable, "-c", probe), folder)
+
+    def _wait_for(self, network: int, probe: Sequence[str], folder: Path) -> None:
+        """Until that command, in that network, ends well."""
+        command = ["nsenter", f"--net=/proc/{network}/ns/net", "--", *probe]
         self._wait(
             lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0,
             lambda: (folder / "output").read_text()[-4000:],

@@ -36,7 +36,7 @@ FAULTS = (
     ),
     Fault(
         "a service cannot keep up, or is held up",
-        ("LagGrowing",),
+        ("LagGrowing", "NoCommittedProgress"),
         "Runtime / Records not read yet, by service and topic",
         lambda each: each.labels["service"] == "db_loader" and each.value > 100,
         "test_tables_that_somebody_locks",
@@ -96,6 +96,13 @@ FAULTS = (
         "Runtime / Certificates end in",
         lambda each: each.labels["service"] == "data_processor" and each.value < 21 * DAY_SECONDS,
         "test_certificate_about_to_expire",
+    ),
+    Fault(
+        "what is done cannot be committed",
+        ("SetbacksRepeating", "NoCommittedProgress"),
+        "Runtime / Setbacks per minute",
+        lambda each: each.labels["service"] == "data_processor" and each.value > 0,
+        "test_topic_that_refuses_every_record",
     ),
     Fault(
         "somebody else moves the offsets in Postgres",

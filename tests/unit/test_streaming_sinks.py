@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from ratestream.streaming import (
     OnError,
     OutgoingRecord,
     Record,
+    StalledError,
     StateError,
     Stream,
     TopicPartition,
@@ -29,7 +32,7 @@ from ratestream.streaming import (
 )
 from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.testing import AppTester
-from ratestream.streaming.types import RecordRun
+from ratestream.streaming.types import ProducerConfig, RecordRun
 
 
 class Sink:
@@ -161,6 +164,25 @@ def test_it_goes_on_from_where_the_sink_stands_whatever_the_group_has_committed(
     assert sink.numbers() == sorted([*range(20), 6, 8])
 
 
+def test_a_sink_that_never_takes_anything_ends_the_worker(tmp_path: Path) -> None:
+    """It stands where its last row ends, and the group beyond the end of that row's transaction:
+    to go from one to the other and back is no progress."""
+    broker, sink = LocalBroker(None), Sink(tmp_path / "sink")
+
+    async def scenario() -> None:
+        settings = replace(config(tmp_path), progress_timeout=2.0)
+        with pytest.raises(StalledError, match=r"nothing committed for"):
+            async with AppTester(storing_app(sink), broker, settings) as tester:
+                write_in_transactions(broker, *range(10))
+                await tester.settle()
+                sink.fails = ["before"] * 1_000
+                write_in_transactions(broker, *range(10, 14))
+                await tester.settle()
+
+    asyncio.run(scenario())
+    assert sink.numbers() == list(range(10))
+
+
 def test_records_wait_while_the_sink_is_away_and_the_group_does_not(tmp_path: Path) -> None:
     sink = Sink(tmp_path / "sink")
     sink.is_away = True
@@ -260,6 +282,15 @@ def test_the_halves_of_a_batch_follow_each_other() -> None:
     assert first.moves == [Move(zero, 3, 4), Move(one, None, 9)]
     assert second.moves == [Move(zero, 4, 10)]
     assert first.values + second.values == batch.values
+
+
+def write_in_transactions(broker: LocalBroker, *values: int) -> None:
+    consumer = broker.consumer(ConsumerConfig())
+    with closing(consumer), closing(broker.transactional_producer(ProducerConfig(), "w")) as writer:
+        for record in numbers(*values):
+            writer.begin()
+            writer.send([record])
+            writer.commit({}, consumer)
 
 
 def commit(broker: LocalBroker, offset: int) -> None:

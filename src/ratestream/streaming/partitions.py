@@ -232,12 +232,18 @@ class Partitions:
                 last=low - 1,
             )
 
-    def passed(self, positions: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        """Where the consumer is beyond `positions`: the end of a transaction has an offset, too."""
+    def passed(
+        self,
+        positions: Mapping[TopicPartition, int],
+        committed: Mapping[TopicPartition, int],
+    ) -> dict[TopicPartition, int]:
+        """Where the consumer is beyond what has been read and committed: the end of a transaction
+        has an offset, too."""
         found = {}
         for partition in self.owned - self._to_resume:
-            position = self._consumer.position(partition)
-            if position is not None and position > positions.get(partition, -1):
+            done, position = committed.get(partition, 0), self._consumer.position(partition)
+            is_all_done = positions.get(partition, 0) <= done
+            if is_all_done and position is not None and position > done:
                 found[partition] = position
         return found
 
@@ -277,7 +283,8 @@ class Partitions:
     ) -> int | None:
         """None while it is not known where reading goes on. What is read and not committed counts,
         or work that is dropped and done again for ever would show no lag."""
-        passed, done = self._consumer.position(partition), committed.get(partition)
+        done = committed.get(partition)
+        passed = None if partition in self.unplaced else self._consumer.position(partition)
         if passed is None and done is None:
             return None
         if positions.get(partition) in (None, done):  # nothing under way: only control records

@@ -98,6 +98,7 @@ class Pipeline:
         self._committed: dict[TopicPartition, int] = {}
         """Up to where each partition is committed, or where it was first read: the way back."""
         self._passed: dict[TopicPartition, int] = {}
+        """Positions that only control records have moved, since the last poll."""
         self._writing: asyncio.Future[None] | None = None
         """The commit that is under way."""
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
@@ -213,7 +214,7 @@ class Pipeline:
         if time.monotonic() - self._last_passed < interval:
             return {}
         self._last_passed = time.monotonic()
-        return self._partitions.passed(self._positions)
+        return self._partitions.passed(self._positions, self._committed)
 
     async def _process(self, runs: Sequence[Run]) -> None:
         if not runs:
@@ -360,10 +361,10 @@ class Pipeline:
                 positions[partition] = min(offset, positions[partition])
         self._records_since_commit = 0
         changes = [each for table in self._app.tables.values() for each in table.take_changes()]
-        advanced = {
+        advanced = {  # a sink stands before the ends of transactions that the group has passed
             partition: offset
             for partition, offset in positions.items()
-            if offset != self._committed.get(partition)
+            if offset > self._committed.get(partition, -1)
         }
         return Uncommitted(self._outbox.take(), changes, advanced)
 
@@ -379,7 +380,7 @@ class Pipeline:
         self._retries.forget_before(done)
         self._metrics.last_commit.set_to_current_time()
         self.has_progressed = True
-        if done:
+        if any(self._passed.get(partition) != offset for partition, offset in done.items()):
             self._setbacks = 0
             self._progress.made()
 

@@ -200,6 +200,7 @@ class Worker:
             await web.stop()
             if self.state is WorkerState.STOPPING:
                 self._transition_to(WorkerState.STOPPED)
+                log.info("stopped", service=self.app.id)
 
     @asynccontextmanager
     async def _instance(self) -> AsyncIterator[Instance]:
