@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from typing import Annotated
 
 import msgspec
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+"""With an offset: without one nobody knows when it was."""
 
 
 class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -25,9 +29,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     so that one bad rate is refused alone and none passes through a binary float."""
 
     source: str
-    observed_at: datetime
+    observed_at: Moment
     """When the source says the rates held, UTC."""
-    received_at: datetime
+    received_at: Moment
     """When data_requester had the answer, UTC."""
     rates: dict[str, msgspec.Raw]
     """Pair name (six letters, base then quote currency) to the price of one base in quote units."""
@@ -39,8 +43,8 @@ class Quote(msgspec.Struct, frozen=True):
     pair: str
     source: str
     value: Decimal
-    observed_at: datetime
-    received_at: datetime
+    observed_at: Moment
+    received_at: Moment
     origin: Origin
 
 
@@ -52,8 +56,8 @@ class Average(msgspec.Struct, frozen=True):
     source: str
     value: Decimal
     count: int
-    observed_at: datetime
-    received_at: datetime
+    observed_at: Moment
+    received_at: Moment
     origin: Origin
 
 

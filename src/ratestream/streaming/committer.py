@@ -66,7 +66,7 @@ class Committer(Protocol):
 class AtLeastOnce:
     """Records first, then positions, then stores: what fails in between is done again."""
 
-    soonest_seconds = 0.01
+    soonest_seconds = 0.005
 
     def __init__(
         self, broker: Broker, config: ProducerConfig, consumer: Consumer, metrics: WorkerMetrics

@@ -56,7 +56,7 @@ from ratestream.streaming.types import (
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.1
-_LINGER_SECONDS = 0.005
+_LINGER_SECONDS = 0.002
 _KEEP_ALIVE_SECONDS = 0.5
 _GAUGES_SECONDS = 2.0
 _BUSY_SECONDS = 10.0

@@ -99,7 +99,7 @@ class Follower:
             copy = self.copies[changelog]
             copy.store.write(changes.values, changes.next, changes.times, is_current=False)
             copy.position = changes.next
-            self._metrics.restored.labels(copy.table.name).inc(len(changes.values))
+            self._metrics.restored.labels(copy.table.name).inc(changes.records)
         for changelog, copy in self.copies.items():
             copy.position = max(copy.position, self._consumer.position(changelog) or 0)
         self._must_assign = False

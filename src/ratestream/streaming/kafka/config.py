@@ -22,6 +22,10 @@ SHORTEST_SOCKET_TIMEOUT = 2.0
 # batches keep topics with a low max.message.bytes usable, and cost nothing that was measurable.
 BATCH_BYTES = 128 * 1024
 
+# What comes of each partition at a time. librdkafka goes on with the next one only when all of a
+# fetch is taken apart: with 1 MiB a worker of eight partitions takes 100 MB more, and is no faster.
+_PARTITION_FETCH_BYTES = 256 * 1024
+
 # Kafka counts the record's own frame too; ours is a limit of key, value and headers.
 FRAME_BYTES = 1024
 
@@ -115,7 +119,7 @@ def consumer_settings(kafka: KafkaConfig, config: ConsumerConfig) -> Settings:
         "isolation.level": "read_committed",
         "max.poll.interval.ms": _milliseconds(config.max_poll_interval),
         "queued.max.messages.kbytes": max(1, config.buffer_bytes // 1024),
-        "fetch.message.max.bytes": min(1024 * 1024, config.buffer_bytes),
+        "fetch.message.max.bytes": min(_PARTITION_FETCH_BYTES, config.buffer_bytes),
         "fetch.max.bytes": min(50 * 1024 * 1024, max(1_000_000, config.buffer_bytes)),
         "fetch.wait.max.ms": _milliseconds(FETCH_WAIT_SECONDS),
         "fetch.queue.backoff.ms": 10,

@@ -79,6 +79,7 @@ class KafkaConsumer:
         self._owned: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
         self._positions: dict[TopicPartition, int] = {}
+        self._known_topics: set[str] = set()
         self._failures: list[Exception] = []
         # What happened inside the current poll, while records may already be in its hands.
         self._rebalanced = False
@@ -114,20 +115,27 @@ class KafkaConsumer:
         self._positions = dict(positions)
         with self._translating("reading given partitions"):
             if positions:
+                self._look_up({each.topic for each in positions} - self._known_topics)
                 self._client.assign(at(positions))
             else:
                 self._client.unassign()
+
+    def _look_up(self, topics: Iterable[str]) -> None:
+        """Assigned before it knows their leaders, librdkafka may look for them a second later."""
+        for topic in topics:
+            self._client.list_topics(topic, timeout=self._kafka.request_timeout)
+            self._known_topics.add(topic)
 
     def poll(self, max_records: int, timeout: float) -> list[Record]:
         found = self.poll_runs(max_records, timeout)
         return [run.record(index) for run in found for index in range(len(run))]
 
     def poll_runs(self, max_records: int, timeout: float) -> list[Run]:
-        return [_Run(*of) for of in runs(self._poll(max_records, timeout))]
+        return [_Run(*of) for of in self._poll(max_records, timeout)]
 
     def poll_changes(self, max_records: int, timeout: float) -> dict[TopicPartition, Changes]:
         found: dict[TopicPartition, Changes] = {}
-        for partition, run in runs(self._poll(max_records, timeout)):
+        for partition, run in self._poll(max_records, timeout):
             changes = found.setdefault(partition, Changes())
             newest = dict(zip(map(Message.key, run), run, strict=True))
             for raw_key, message in newest.items():
@@ -138,8 +146,8 @@ class KafkaConsumer:
             changes.next = (run[-1].offset() or 0) + 1
         return found
 
-    def _poll(self, max_records: int, timeout: float) -> list[Message]:
-        """Records only; the rest is acted upon."""
+    def _poll(self, max_records: int, timeout: float) -> list[tuple[TopicPartition, list[Message]]]:
+        """Runs of records only; the rest is acted upon."""
         now = time.monotonic()
         self._is_late = now - self._polled_at > self._config.max_poll_interval
         self._polled_at = now
@@ -148,8 +156,8 @@ class KafkaConsumer:
             self._raise_failure()
             remaining = max(0.0, deadline - time.monotonic())
             messages = self._fetch(max_records, remaining)
-            if records := self._take_events(messages):
-                return records
+            if found := self._take_events(messages):
+                return found
             if not messages and time.monotonic() >= deadline:
                 return []
 
@@ -313,16 +321,17 @@ class KafkaConsumer:
             self.seek(partition, offset)
         return kept
 
-    def _take_events(self, messages: list[Message]) -> list[Message]:
-        """What is left are records; they and the ends among them move positions."""
+    def _take_events(self, messages: list[Message]) -> list[tuple[TopicPartition, list[Message]]]:
+        """What is left are runs of records; they and the ends among them move positions."""
         events = [message for message in messages if message.error() is not None]
         if events:
             messages = [message for message in messages if message.error() is None]
-        for partition, run in runs(messages):
+        found = list(runs(messages))
+        for partition, run in found:
             self._positions[partition] = (run[-1].offset() or 0) + 1
         for message in events:
             self._on_event(message, message.error())
-        return messages
+        return found
 
     def _on_event(self, message: Message, error: Any) -> None:
         """librdkafka's news arrive among the records. Failures wait until the records before
