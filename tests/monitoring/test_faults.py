@@ -21,12 +21,6 @@ import asyncpg
 import httpx
 import pytest
 import trustme
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported in fact
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-)
 
 from ratestream.streaming.types import OutgoingRecord, ProducerConfig
 from tests.support.deployment import Deployment
@@ -275,25 +269,6 @@ def test_offsets_that_somebody_else_moves(deployment: Deployment, seen: Sighting
             await asyncio.wait((moving,))
 
     asyncio.run(while_moved())
-
-
-def set_config(bootstrap: str, topic: str, name: str, value: str) -> None:
-    """As `kafka-configs --alter --add-config` does."""
-    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-    changes = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-    with AdminClient({"bootstrap.servers": bootstrap}) as admin:
-        admin.incremental_alter_configs([changes])[changes].result()
-
-
-def test_topic_that_refuses_every_record(deployment: Deployment, seen: Sightings) -> None:
-    """As one does that lacks replicas, or that the service may not write to any more."""
-    oldest = (deployment.bootstrap, "processed-data", "message.timestamp.before.max.ms")
-    set_config(*oldest, "0")
-    try:
-        seen.wait_firing("SetbacksRepeating", service="data_processor")
-        seen.wait_firing("NoCommittedProgress", service="data_processor")
-    finally:
-        set_config(*oldest, str(2**63 - 1))
 
 
 @pytest.mark.usefixtures("short_limits")

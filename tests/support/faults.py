@@ -98,13 +98,6 @@ FAULTS = (
         "test_certificate_about_to_expire",
     ),
     Fault(
-        "what is done cannot be committed",
-        ("SetbacksRepeating", "NoCommittedProgress"),
-        "Runtime / Setbacks per minute",
-        lambda each: each.labels["service"] == "data_processor" and each.value > 0,
-        "test_topic_that_refuses_every_record",
-    ),
-    Fault(
         "somebody else moves the offsets in Postgres",
         ("SetbacksRepeating",),
         "Runtime / Setbacks per minute",
