@@ -26,12 +26,13 @@ class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class Snapshot(msgspec.Struct, frozen=True):
     """What one source answered once. Each rate is still the JSON as received (string or number),
-    so that one bad rate is refused alone and none passes through a binary float."""
+    so that one bad rate is refused alone and none passes through a binary float. Its times are
+    checked with its rates, by `ratestream.rates.quote`, which says more of what is wrong."""
 
     source: str
-    observed_at: Moment
+    observed_at: datetime
     """When the source says the rates held, UTC."""
-    received_at: Moment
+    received_at: datetime
     """When data_requester had the answer, UTC."""
     rates: dict[str, msgspec.Raw]
     """Pair name (six letters, base then quote currency) to the price of one base in quote units."""

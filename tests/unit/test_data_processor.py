@@ -122,7 +122,7 @@ def test_a_refused_rate_can_be_replayed_once_its_rule_allows_it() -> None:
         (snapshot(source=None), "source"),
         (snapshot(source="Evil\nname"), "source"),
         (snapshot(observed_at="yesterday"), "observed_at"),
-        (snapshot(observed_at="2005-04-01T14:00:00"), "timezone"),
+        (snapshot(observed_at="2005-04-01T14:00:00"), "offset"),
         (snapshot(observed_at="2036-01-01T00:00:00+00:00"), "after"),
         (snapshot(rates={f"{n:06}": "1" for n in range(1001)}), "max_pairs_per_snapshot"),
         (b"[" * 100_000, "not as declared"),

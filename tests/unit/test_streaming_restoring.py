@@ -145,6 +145,13 @@ def test_a_store_reads_only_what_it_does_not_have(bench: Bench) -> None:
     assert bench.count("ratestream_table_rebuilds_total") == 0
 
 
+def test_what_is_overwritten_counts_as_restored(bench: Bench) -> None:
+    for value in ("one", "two", "three"):
+        bench.log({"key": value})
+    assert bench.restore() == {b"key": b"three"}
+    assert bench.count("ratestream_restored_records_total") == 3
+
+
 def test_only_the_partitions_of_what_is_restored_wait(bench: Bench) -> None:
     bench.log_many(partition=1)
     with closing(bench.restorer()) as restorer:

@@ -241,8 +241,8 @@ class Partitions:
         has an offset, too."""
         found = {}
         for partition in self.owned - self._to_resume:
-            done, position = committed.get(partition, 0), self._consumer.position(partition)
-            is_all_done = positions.get(partition, 0) <= done
+            done, position = committed.get(partition, -1), self._consumer.position(partition)
+            is_all_done = positions.get(partition, -1) <= done
             if is_all_done and position is not None and position > done:
                 found[partition] = position
         return found

@@ -98,7 +98,7 @@ class Pipeline:
         self._committed: dict[TopicPartition, int] = {}
         """Up to where each partition is committed, or where it was first read: the way back."""
         self._passed: dict[TopicPartition, int] = {}
-        """Positions that only control records have moved, since the last poll."""
+        """Positions that only control records have moved, found by the last poll."""
         self._writing: asyncio.Future[None] | None = None
         """The commit that is under way."""
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None

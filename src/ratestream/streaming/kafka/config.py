@@ -23,7 +23,7 @@ SHORTEST_SOCKET_TIMEOUT = 2.0
 BATCH_BYTES = 128 * 1024
 
 # What comes of each partition at a time. librdkafka goes on with the next one only when all of a
-# fetch is taken apart: with 1 MiB a worker of eight partitions takes 100 MB more, and is no faster.
+# fetch is taken apart: with 1 MiB a worker takes far more memory, and is no faster.
 _PARTITION_FETCH_BYTES = 256 * 1024
 
 # Kafka counts the record's own frame too; ours is a limit of key, value and headers.
