@@ -34,6 +34,8 @@ from ratestream.streaming.local import LocalBroker
 from ratestream.streaming.testing import AppTester
 from ratestream.streaming.types import ProducerConfig, RecordRun
 
+READ = "ratestream_records_in_total"
+
 
 class Sink:
     """Numbers in the order stored. `is_away` makes it silent; `fails` ends its next writes, before
@@ -183,6 +185,36 @@ def test_a_sink_that_never_takes_anything_ends_the_worker(tmp_path: Path) -> Non
     assert sink.numbers() == list(range(10))
 
 
+def test_while_one_batch_is_written_the_next_is_read_and_nothing_is_committed(
+    tmp_path: Path,
+) -> None:
+    broker, sink = LocalBroker(None), Sink(tmp_path / "sink")
+    app = App("storing")
+    topic = app.topic("in", value_type=int, partitions=2)
+    may_end = asyncio.Event()
+
+    @app.agent(topic, offsets_in=sink)
+    async def store(stream: Stream[int]) -> None:
+        async for each in stream.batches(10, within=0.02):
+            await may_end.wait()
+            sink.write(each.values, each.moves)
+
+    async def scenario() -> None:
+        async with AppTester(app, broker, config(tmp_path)) as tester:
+            for start in (0, 10):
+                tester.write(numbers(*range(start, start + 10)))
+                while app.registry.get_sample_value(READ, {"topic": "in"}) != start + 10:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # ten commit intervals
+            assert committed(broker) == {}
+            may_end.set()
+            await tester.settle()
+        assert sink.numbers() == list(range(20))
+        assert set(committed(broker).values()) == {10}
+
+    asyncio.run(scenario())
+
+
 def test_records_wait_while_the_sink_is_away_and_the_group_does_not(tmp_path: Path) -> None:
     sink = Sink(tmp_path / "sink")
     sink.is_away = True
@@ -291,6 +323,11 @@ def write_in_transactions(broker: LocalBroker, *values: int) -> None:
             writer.begin()
             writer.send([record])
             writer.commit({}, consumer)
+
+
+def committed(broker: LocalBroker) -> dict[TopicPartition, int]:
+    with closing(broker.consumer(ConsumerConfig(group="storing"))) as consumer:
+        return consumer.committed([TopicPartition("in", number) for number in range(2)])
 
 
 def commit(broker: LocalBroker, offset: int) -> None:

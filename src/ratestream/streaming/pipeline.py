@@ -43,6 +43,7 @@ from ratestream.streaming.streams import (
     Rejections,
     RunningAgent,
     wait_until_idle,
+    wait_until_ready,
 )
 from ratestream.streaming.threads import BrokerThread
 from ratestream.streaming.topics import AnyTopic
@@ -281,8 +282,8 @@ class Pipeline:
         await asyncio.gather(*map(self._direct.put, records))
 
     async def _wait_for_agents(self) -> None:
-        """Until every agent has done its batch."""
-        await self._while_polled(wait_until_idle(self._agents))
+        """Until every agent has done its batch, or has begun it if its sink keeps the offsets."""
+        await self._while_polled(wait_until_ready(self._agents))
 
     async def _while_polled(self, work: Coroutine[Any, Any, None]) -> None:
         """Until `work` is done. Meanwhile the consumer is paused and polled, so that slow agents
@@ -349,7 +350,7 @@ class Pipeline:
         """When all agents are idle at once: the time of a list of `take` may come at any moment,
         and half of what is sent for it must not be committed."""
         await wait()
-        while not all(running.stream.is_idle for running in self._agents):
+        while not all(running.is_committable for running in self._agents):
             await wait()
         return self._collect()
 

@@ -118,6 +118,7 @@ class Stream(Generic[V]):
         self._current: Event | None = None
         self._fed = asyncio.Event()
         self._idle = asyncio.Event()
+        self._begun = asyncio.Event()
         self._turn_ends = 0.0
         self._alone = alone
         self._sink_positions: dict[TopicPartition, int | None] = {}
@@ -183,6 +184,8 @@ class Stream(Generic[V]):
                 self._held.append(self._waiting.popleft())
                 if self._is_alone(self._held[-1]):
                     return
+            if not self._waiting:
+                self._begun.set()
             if len(self._held) == n:
                 return
             if self._held and deadline is None:
@@ -236,6 +239,7 @@ class Stream(Generic[V]):
         """Give the agent more to read, or let it go on with what it has."""
         self._waiting.extend(events)
         if self._waiting:
+            self._begun.clear()
             self._idle.clear()
             self._fed.set()
 
@@ -253,6 +257,11 @@ class Stream(Generic[V]):
     async def wait_idle(self) -> None:
         await self._idle.wait()
 
+    async def wait_begun(self) -> None:
+        """Until `take` has taken everything that was fed."""
+        while self._waiting:
+            await self._begun.wait()
+
     def first_undone(self) -> dict[TopicPartition, int]:
         """For each partition with records not done, the offset of the first."""
         first: dict[TopicPartition, int] = {}
@@ -266,6 +275,8 @@ class Stream(Generic[V]):
         kept = [each for each in self._waiting if each.partition not in partitions]
         self._waiting.clear()
         self._waiting.extend(kept)
+        if not kept:
+            self._begun.set()
         self._held[:] = [e for e in self._held if e.partition not in partitions]
 
     def current(self) -> list[RecordId]:
@@ -369,6 +380,15 @@ class RunningAgent:
             self._run(), name=f"agent {agent.name}", context=context
         )
 
+    @property
+    def is_committable(self) -> bool:
+        """Whether what it has done can be committed now. What a sink keeps is always done or not,
+        whatever the agent is at."""
+        return self.agent.offsets_in is not None or self.stream.is_idle
+
+    async def wait_ready(self) -> None:
+        await (self.stream.wait_begun() if self.agent.offsets_in else self.stream.wait_idle())
+
     async def _run(self) -> None:
         try:
             await self.agent.function(self.stream)
@@ -399,13 +419,25 @@ class RunningAgent:
 
 async def wait_until_idle(agents: Sequence[RunningAgent]) -> None:
     """Until every agent has done what it was fed. Raises `AgentError` as soon as one fails."""
+    await _wait_until(agents, [each.stream.wait_idle for each in agents])
+
+
+async def wait_until_ready(agents: Sequence[RunningAgent]) -> None:
+    """As `wait_until_idle`, but an agent whose sink keeps the offsets need only have begun: while
+    it writes one batch, the next can be read."""
+    await _wait_until(agents, [each.wait_ready for each in agents])
+
+
+async def _wait_until(
+    agents: Sequence[RunningAgent], conditions: Iterable[Callable[[], Awaitable[None]]]
+) -> None:
     tasks = [running.task for running in agents]
-    for running in agents:
-        idle = asyncio.create_task(running.stream.wait_idle())
+    for condition in conditions:
+        met = asyncio.ensure_future(condition())
         try:
-            await asyncio.wait((idle, *tasks), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((met, *tasks), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            idle.cancel()
+            met.cancel()
         for task in tasks:
             if task.done():
                 task.result()
