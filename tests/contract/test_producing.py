@@ -47,14 +47,12 @@ def test_records_of_a_partition_keep_their_order(broker, unique_topic, reader):
     assert {record.topic_partition for record in records} == {TopicPartition(topic, 1)}
 
 
-def test_a_key_chooses_the_partition_that_it_has_in_kafka(broker, unique_topic):
+def test_a_key_chooses_the_partition_that_it_has_in_kafka(broker, unique_topic, reader):
     topic = unique_topic(partitions=8)
-    chosen = {
-        key: partition
-        for key in PARTITION_OF_KEY
-        for _, partition in send(broker, OutgoingRecord(topic, key, b""))
-    }
-    assert chosen == PARTITION_OF_KEY
+    send(broker, *(OutgoingRecord(topic, key, b"") for key in PARTITION_OF_KEY))
+    reader.assign({TopicPartition(topic, number): 0 for number in range(8)})
+    records = read(reader, len(PARTITION_OF_KEY))
+    assert {record.key: record.partition for record in records} == PARTITION_OF_KEY
 
 
 def test_a_given_partition_wins_over_the_key(broker, unique_topic):
@@ -99,6 +97,16 @@ def test_flush_returns_the_next_offsets_of_what_was_written_since_the_last(broke
         producer.send(values(topic, 1, "d"))
         assert producer.flush() == {other: 2}
         assert producer.flush() == {}
+
+
+def test_what_has_been_served_is_flushed_as_well(broker, unique_topic):
+    topic = unique_topic(partitions=1)
+    with closing(broker.producer(ProducerConfig(linger=0.0))) as producer:
+        for number in range(3):
+            producer.send(values(topic, 0, str(number)))
+            time.sleep(0.1)  # long enough to be acknowledged, as a rule
+            producer.serve()
+        assert producer.flush() == {TopicPartition(topic, 0): 3}
 
 
 def test_a_full_buffer_is_written_and_loses_nothing(broker, unique_topic, reader):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,6 +112,7 @@ class Instance:
         self._stores: dict[int, Store] = {}
         self._restoring: dict[int, tuple[LocalConsumer, int]] = {}
         self._drains = True
+        self._closes = False
         self._has_to_go_back = False
         self._forget()
         self._consumer = broker.consumer(
@@ -149,13 +151,34 @@ class Instance:
                 self._consumer.resume([TopicPartition(INPUT.name, partition)])
 
     def commit(self) -> None:
+        self.begin()
+        self.end()
+
+    def commit_around_a_poll(self, meanwhile: Callable[[], None]) -> None:
+        """As a pipeline does; `meanwhile` is between the commit's beginning and the poll."""
+        self.begin()
+        meanwhile()
+        self._drains = True
+        records = self._consumer.poll(6, timeout=0)
+        if self._has_to_go_back:
+            self.go_back()
+            return
+        self.end()
+        for record in records:
+            self._count(record)
+
+    def begin(self) -> None:
         changes = [
             TableChanges(self._table, partition, changes)
             for partition, changes in self._written.items()
         ]
         if work := Uncommitted(self._outputs, changes, self._positions):
-            self._committer.commit(work)
+            self._committer.begin(work)
             self._forget()
+
+    def end(self) -> None:
+        if self._committer.has_begun:
+            self._committer.end()
 
     def go_back(self) -> None:
         """Everything that is not committed is read again."""
@@ -167,7 +190,7 @@ class Instance:
             self._consumer.seek(partition, committed.get(partition, 0))
 
     def close(self) -> None:
-        self._drains = False
+        self._closes, self._drains = True, False
         self._consumer.close()
         self._committer.close()
         self.vanish()
@@ -189,6 +212,8 @@ class Instance:
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         try:
+            if not self._closes:
+                self.end()
             if self._drains:
                 self.commit()
             else:
@@ -200,6 +225,7 @@ class Instance:
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self._has_to_go_back = True
+        self._committer.give_up()
         self._close_all(partitions)
 
     def _close_all(self, partitions: Sequence[TopicPartition]) -> None:
@@ -282,19 +308,26 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
     @rule(
         who=WHO,
         works=st.booleans(),
+        polls=st.booleans(),
         other=WHO,
         meanwhile=MEANWHILE,
         death=st.sampled_from(["", "", "before", "after"]),
     )
-    def commit(self, who: int, works: bool, other: int, meanwhile: list[str], death: str) -> None:
+    def commit(
+        self, who: int, works: bool, polls: bool, other: int, meanwhile: list[str], death: str
+    ) -> None:
         """Of what it had done before, or also of what it does now."""
         instance = self.at(who)
         if works:
             self.let_work(instance, 6, 1000, drains=True)
 
-        def before() -> None:
+        def happen() -> None:
             for event in meanwhile:
                 self.let_happen(event, instance, other)
+
+        def before() -> None:
+            if not polls:
+                happen()
             if death == "before":
                 raise Killed
 
@@ -303,8 +336,14 @@ class ExactlyOnceInstances(RuleBasedStateMachine):
             if death == "after":
                 raise Killed
 
-        self.broker.before_commit, self.broker.after_commit = before, after
-        if instance in self.instances:
+        def begun() -> None:
+            happen()
+            self.broker.before_commit, self.broker.after_commit = before, after
+
+        if instance in self.instances and polls:
+            self.watch(instance, partial(instance.commit_around_a_poll, begun))
+        elif instance in self.instances:
+            self.broker.before_commit, self.broker.after_commit = before, after
             self.watch(instance, instance.commit)
         self.broker.before_commit = self.broker.after_commit = None
 

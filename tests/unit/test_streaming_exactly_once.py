@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -49,6 +50,7 @@ class TroubledBroker(LocalBroker):
         super().__init__(None)
         self.before: list[BrokerError] = []
         self.after: list[BrokerError] = []
+        self.commit_seconds = 0.0
 
     def transactional_producer(
         self, config: ProducerConfig, transactional_id: str
@@ -59,6 +61,7 @@ class TroubledBroker(LocalBroker):
         def troubled_commit(
             offsets: Mapping[TopicPartition, int], consumer: Consumer
         ) -> dict[TopicPartition, int]:
+            time.sleep(self.commit_seconds)
             if self.before:
                 producer.abort()
                 raise self.before.pop(0)
@@ -309,6 +312,34 @@ def test_agents_wait_for_room_in_the_outbox_and_no_transaction_waits_for_them(
             await tester.settle()
             assert tester.received("out") == [1] * 200
             assert (sample(app, "ratestream_transactions_total", result="committed") or 0) >= 40
+
+    asyncio.run(scenario())
+
+
+def test_a_table_never_goes_back_while_a_full_outbox_waits_for_the_commit_under_way(
+    tmp_path: Path,
+) -> None:
+    """Read from outside of the agent, which waits then; no cache holds what is being written."""
+
+    async def scenario() -> None:
+        broker, app = TroubledBroker(), counting_app()
+        broker.commit_seconds = 0.05
+        keys, seen = range(20), app.tables["seen"]
+        reads: list[dict[str, int]] = []
+
+        @app.timer(0.005)
+        async def read() -> None:
+            reads.append(dict(seen.items()))
+
+        bounds = {"output_max_records": 5, "batch_max_records": 20, "table_cache_entries": 1}
+        async with AppTester(app, broker, config(tmp_path, **bounds)) as tester:
+            for _ in range(5):
+                tester.write([OutgoingRecord("in", b"k%d" % n, b"%d" % n, 0) for n in keys])
+            await tester.settle()
+        for earlier, later in pairwise(filter(None, reads)):  # a closed table has nothing
+            assert all(later[key] >= times for key, times in earlier.items())
+        assert max(map(len, reads)) == len(keys)
+        broker.close()
 
     asyncio.run(scenario())
 

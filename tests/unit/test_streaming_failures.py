@@ -53,6 +53,9 @@ class FlakyProducer:
                 raise BrokerError("the buffer is full")
         self._inner.send(records)
 
+    def serve(self) -> None:
+        self._inner.serve()
+
     def flush(self) -> dict[TopicPartition, int]:
         return self._inner.flush()
 

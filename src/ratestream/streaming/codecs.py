@@ -50,7 +50,11 @@ class TextCodec:
             raise DecodeError(f"not UTF-8: {error.reason} at byte {error.start}") from None
 
     def decode_all(self, data: Iterable[bytes | None]) -> list[str | None]:
-        return [self.decode(each) for each in data]
+        raw = list(data)
+        try:
+            return list(map(bytes.decode, raw))  # type: ignore[arg-type]  # None: a TypeError
+        except (UnicodeDecodeError, TypeError):
+            return [self.decode(each) for each in raw]
 
 
 class JsonCodec(Generic[T]):

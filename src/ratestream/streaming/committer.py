@@ -7,13 +7,20 @@ never wait for a program's code.
 from __future__ import annotations
 
 import math
+import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
 
-from ratestream.streaming.errors import DeliveryError, FencedError, MessageTooLargeError
+from ratestream.streaming.errors import (
+    DeliveryError,
+    FencedError,
+    MessageTooLargeError,
+    StreamingError,
+)
 from ratestream.streaming.metrics import WorkerMetrics
 from ratestream.streaming.tables import TableChanges
 from ratestream.streaming.types import (
@@ -46,24 +53,82 @@ class Uncommitted:
         return records
 
 
-class Committer(Protocol):
-    """Commits for one consumer."""
+class Committer(ABC):
+    """Commits for one consumer, one commit at a time: it is begun, and then ended.
+
+    Between the two the broker takes what was sent, and the consumer may be polled for the next
+    batch. What can be done without Python's interpreter is then done beside the agents' work; what
+    needs it is not, because two threads that both want it cost each other more than they gain.
+    """
+
+    soonest_seconds: float
+    """After which the next commit is worth its cost, when nothing else waits to be read."""
+
+    def __init__(self, consumer: Consumer, metrics: WorkerMetrics) -> None:
+        self._consumer = consumer
+        self._metrics = metrics
+        self._work: Uncommitted | None = None
+        self._records: list[OutgoingRecord] = []
+        self._began_at = 0.0
 
     @property
-    def soonest_seconds(self) -> float:
-        """After which the next commit is worth its cost, when nothing else waits to be read."""
-        ...
+    def has_begun(self) -> bool:
+        """Whether a commit is to be ended."""
+        return self._work is not None
+
+    def begin(self, work: Uncommitted) -> None:
+        """Send what it holds. Raises `BrokerError`, of which `TransactionAbortedError` says that
+        nothing has happened, or `MessageTooLargeError`; it has not begun then."""
+        self._began_at = time.monotonic()
+        self._records = work.records()
+        self._send(self._records)
+        self._work = work
+
+    @abstractmethod
+    def serve(self) -> None:
+        """Take note of what the broker has acknowledged; waits for nothing. `end` does the same,
+        but beside the agents' work."""
+
+    def end(self) -> Mapping[TopicPartition, int]:
+        """Returns the positions that the group now has; the stores are written as well. Raises as
+        `begin`; nothing is left to be ended then."""
+        work = self._take()
+        done, ends = self._commit(work.positions)
+        self._metrics.count_sent(Counter(map(_TOPIC, self._records)))
+        _write_stores(work.changes, ends)
+        self._metrics.commit_seconds.observe(time.monotonic() - self._began_at)
+        return done
 
     def commit(self, work: Uncommitted) -> Mapping[TopicPartition, int]:
-        """Returns the positions that the group now has; the stores are written as well. Raises
-        `BrokerError`, of which `TransactionAbortedError` says that nothing has happened, or
-        `MessageTooLargeError`."""
-        ...
+        """Begin it and end it at once."""
+        self.begin(work)
+        return self.end()
 
+    @abstractmethod
+    def give_up(self) -> None:
+        """End what was begun, if anything was, without its positions: its partitions have gone to
+        another instance, which does the work again. Raises `BrokerError`."""
+
+    @abstractmethod
     def close(self) -> None: ...
 
+    @abstractmethod
+    def _send(self, records: Sequence[OutgoingRecord]) -> None: ...
 
-class AtLeastOnce:
+    @abstractmethod
+    def _commit(
+        self, positions: Mapping[TopicPartition, int]
+    ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
+        """The positions that the group now has, and the next offsets of what was written."""
+
+    def _take(self) -> Uncommitted:
+        work, self._work = self._work, None
+        if work is None:
+            raise StreamingError("no commit has begun")
+        return work
+
+
+class AtLeastOnce(Committer):
     """Records first, then positions, then stores: what fails in between is done again."""
 
     soonest_seconds = 0.005
@@ -71,22 +136,29 @@ class AtLeastOnce:
     def __init__(
         self, broker: Broker, config: ProducerConfig, consumer: Consumer, metrics: WorkerMetrics
     ) -> None:
-        self._consumer = consumer
-        self._metrics = metrics
+        super().__init__(consumer, metrics)
         self._producer = broker.producer(config)
         self._fenced_commits = 0
 
-    def commit(self, work: Uncommitted) -> Mapping[TopicPartition, int]:
-        records = work.records()
-        self._producer.send(records)
-        ends = self._producer.flush()
-        _count(self._metrics, records)
-        done = self._commit_positions(work.positions)
-        _write_stores(work.changes, ends)
-        return done
+    def serve(self) -> None:
+        self._producer.serve()
+
+    def give_up(self) -> None:
+        """What was sent is on the changelog, so the stores must have it, too."""
+        if self.has_begun:
+            _write_stores(self._take().changes, self._producer.flush())
 
     def close(self) -> None:
         self._producer.close()
+
+    def _send(self, records: Sequence[OutgoingRecord]) -> None:
+        self._producer.send(records)
+
+    def _commit(
+        self, positions: Mapping[TopicPartition, int]
+    ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
+        ends = self._producer.flush()
+        return self._commit_positions(positions), ends
 
     def _commit_positions(
         self, positions: Mapping[TopicPartition, int]
@@ -105,7 +177,7 @@ class AtLeastOnce:
         return positions
 
 
-class ExactlyOnce:
+class ExactlyOnce(Committer):
     """Records and positions in one transaction; the stores only when it has been committed, so
     that they never hold what readers of the changelog cannot see."""
 
@@ -119,41 +191,47 @@ class ExactlyOnce:
         metrics: WorkerMetrics,
         transactional_id: str,
     ) -> None:
-        self._consumer = consumer
-        self._metrics = metrics
+        super().__init__(consumer, metrics)
         self._producer = broker.transactional_producer(config, transactional_id)
         for result in ("committed", "failed"):  # the increase from nothing cannot be seen
             metrics.transactions.labels(result)
 
-    def commit(self, work: Uncommitted) -> Mapping[TopicPartition, int]:
-        records = work.records()
-        result = "failed"
-        try:
-            ends = self._transact(records, work.positions)
-            result = "committed"
-        finally:
-            self._metrics.transactions.labels(result).inc()
-        _count(self._metrics, records)
-        _write_stores(work.changes, ends)
-        return work.positions
+    def serve(self) -> None:
+        self._producer.serve()
+
+    def give_up(self) -> None:
+        if self.has_begun:
+            self._take()
+            self._metrics.transactions.labels("failed").inc()
+            self._producer.abort()
 
     def close(self) -> None:
         self._producer.close()
 
-    def _transact(
-        self, records: Sequence[OutgoingRecord], positions: Mapping[TopicPartition, int]
-    ) -> dict[TopicPartition, int]:
-        self._producer.begin()
+    def _send(self, records: Sequence[OutgoingRecord]) -> None:
+        with self._counting():
+            self._producer.begin()
+            try:
+                self._producer.send(records)
+            except MessageTooLargeError:
+                self._producer.abort()
+                raise
+
+    def _commit(
+        self, positions: Mapping[TopicPartition, int]
+    ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
+        with self._counting():
+            ends = self._producer.commit(positions, self._consumer)
+        self._metrics.transactions.labels("committed").inc()
+        return positions, ends
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
         try:
-            self._producer.send(records)
-        except MessageTooLargeError:
-            self._producer.abort()
+            yield
+        except StreamingError:
+            self._metrics.transactions.labels("failed").inc()
             raise
-        return self._producer.commit(positions, self._consumer)
-
-
-def _count(metrics: WorkerMetrics, records: Sequence[OutgoingRecord]) -> None:
-    metrics.count_sent(Counter(map(_TOPIC, records)))
 
 
 def _write_stores(changes: Sequence[TableChanges], ends: Mapping[TopicPartition, int]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Generator, Iterator
+from collections.abc import Awaitable, Generator
+from types import coroutine
 
 import structlog
 
@@ -34,15 +35,14 @@ _Waiting = tuple[OutgoingRecord, asyncio.Future[None]]
 log = structlog.get_logger("ratestream.outbox")
 
 
-class _Done:
-    """What there is nothing to wait for; awaiting it takes no turn of the event loop."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        return _NOTHING  # type: ignore[return-value]  # an iterator is enough
+@coroutine
+def _nothing() -> Generator[None, None, None]:
+    yield from ()
 
 
-_NOTHING: Iterator[None] = iter(())
-_DONE = _Done()
+_DONE = _nothing()
+"""What there is nothing to wait for. Awaiting it takes no turn of the event loop, and no call of a
+Python function; it can be done any number of times, because it has ended."""
 
 
 class BufferedOutbox:

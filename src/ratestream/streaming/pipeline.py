@@ -1,7 +1,8 @@
 """The pipeline: assign, restore, poll, decode, run, commit, revoke. `Pipeline.run` shows it all.
 
-One batch is committed while agents work on the next one. What a commit holds is collected while all
-agents are idle, so that it ends between two records; only one is under way at a time.
+What a commit holds is collected while all agents are idle, so that it ends between two records.
+It is sent before the next batch is polled and ended while agents work on that batch: only one is
+under way at a time.
 
 A setback (an aborted transaction, lost partitions, agents too slow for a rebalance, an agent that
 raised) does not end it: what is not committed is dropped and read again, in the same group. An
@@ -17,8 +18,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count, repeat
 from typing import Any, TypeVar
 
@@ -100,8 +108,8 @@ class Pipeline:
         """Up to where each partition is committed, or where it was first read: the way back."""
         self._passed: dict[TopicPartition, int] = {}
         """Positions that only control records have moved, found by the last poll."""
-        self._writing: asyncio.Future[None] | None = None
-        """The commit that is under way."""
+        self._ended: asyncio.Future[None] | None = None
+        """That the commit which had begun before this turn has ended."""
         self._placing: asyncio.Task[dict[TopicPartition, int | None]] | None = None
         self._last_commit = self._last_gauges = self._last_passed = time.monotonic()
         self._records_since_commit = 0
@@ -138,15 +146,16 @@ class Pipeline:
         for run in runs:  # whatever becomes of them now, this is where to read them again
             self._committed.setdefault(run.partition, run.offset(0))
         self._raise_broken()
-        if self._partitions.unplaced:
-            await self._place_sinks()
-        self._positions |= self._passed
-        if self._commit_is_due(drained=not runs):
-            await self._begin_commit()
+        self._ended = self._thread.start(self._end)
         try:
+            if self._partitions.unplaced:
+                await self._place_sinks()
+            self._positions |= self._passed
             await self._process(runs)
         finally:
-            await self._end_commit()
+            await self._ended
+        if self._commit_is_due(drained=not runs):
+            await self._commit_with(self._begin)
 
     def _connect(self) -> None:
         config, app = self._config, self._app
@@ -201,8 +210,11 @@ class Pipeline:
             timeout = _LINGER_SECONDS
         else:
             timeout = _POLL_SECONDS
+        if self._committer.has_begun:
+            timeout = 0.0
         self._to_restore = to_restore
         runs = self._consumer.poll_runs(self._config.batch_max_records, timeout)
+        self._committer.serve()
         self._keeps_up = sum(map(len, runs)) < self._config.batch_max_records
         if not self._broken:
             self._partitions.advance()
@@ -230,7 +242,7 @@ class Pipeline:
                 running.stream.feed(events.get(running.agent.topic.name, ()))
             await self._wait_for_agents()
             while any(running.stream.has_more for running in self._agents):
-                await self._begin_commit()  # they wait for the outbox to be emptied
+                await self._commit_with(self._write)  # they wait for the outbox to be emptied
                 for running in self._agents:
                     running.stream.feed(())
                 await self._wait_for_agents()
@@ -309,13 +321,13 @@ class Pipeline:
         self._update_gauges()
 
     async def _process_rest(self) -> None:
-        """The last commit of a clean stop; what agents do not finish in time is dropped."""
-        work = await self._drain()
+        """The last commits of a clean stop; what agents do not finish in time is dropped."""
+        with suppress(SetbackError):
+            await self._thread.call(self._end)
+            if work := await self._drain():
+                await self._thread.call(self._write, work)
         if isinstance(self._broken, AgentError):
             raise self._broken
-        if work:
-            with suppress(SetbackError):
-                await self._thread.call(self._write, work)
 
     # commit
 
@@ -333,18 +345,14 @@ class Pipeline:
             interval = min(interval, self._committer.soonest_seconds)
         return self._last_commit + interval
 
-    async def _begin_commit(self) -> None:
-        """Of everything done until now, when the one before it has ended."""
-        await self._end_commit()
+    async def _commit_with(self, step: Callable[[Uncommitted], None]) -> None:
+        """Everything done until now, when the commit before has ended."""
+        if self._ended is not None:
+            await self._ended
         work = await self._collect_from_idle(self._wait_for_agents)
         if work:
             self._last_commit = time.monotonic()
-            self._writing = self._thread.start(self._write, work)
-
-    async def _end_commit(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            await writing
+            await self._thread.call(step, work)
 
     async def _collect_from_idle(self, wait: Callable[[], Awaitable[None]]) -> Uncommitted:
         """When all agents are idle at once: the time of a list of `take` may come at any moment,
@@ -370,13 +378,22 @@ class Pipeline:
         return Uncommitted(self._outbox.take(), changes, advanced)
 
     def _write(self, work: Uncommitted) -> None:
-        """What fails keeps all that comes after it from being committed, too."""
+        self._begin(work)
+        self._end()
+
+    def _begin(self, work: Uncommitted) -> None:
         self._raise_broken()
-        try:
-            done = self._commit(work)
-        except StreamingError as error:
-            self._broken = error
-            raise
+        with self._breaking():
+            if not work.positions.keys() <= self._partitions.owned:
+                raise SetbackError("partitions went away before what was read was committed")
+            self._committer.begin(work)
+
+    def _end(self) -> None:
+        """The commit that has begun, if one has."""
+        if not self._committer.has_begun:
+            return
+        with self._breaking():
+            done = self._committer.end()
         self._committed.update(done)
         self._retries.forget_before(done)
         self._metrics.last_commit.set_to_current_time()
@@ -385,11 +402,14 @@ class Pipeline:
             self._setbacks = 0
             self._progress.made()
 
-    def _commit(self, work: Uncommitted) -> Mapping[TopicPartition, int]:
-        if not work.positions.keys() <= self._partitions.owned:
-            raise SetbackError("partitions went away before what was read of them was committed")
-        with self._metrics.commit_seconds.time():
-            return self._committer.commit(work)
+    @contextmanager
+    def _breaking(self) -> Iterator[None]:
+        """What fails keeps all that comes after it from being committed, too."""
+        try:
+            yield
+        except StreamingError as error:
+            self._broken = error
+            raise
 
     # setbacks
 
@@ -440,6 +460,8 @@ class Pipeline:
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         self._metrics.rebalances.labels("revoked").inc()
         try:
+            if not self._closing:
+                self._end()
             work = self._on_loop(self._drain())
             if work:
                 self._write(work)
@@ -453,9 +475,11 @@ class Pipeline:
         """What they have put into the outbox and the tables belongs to their new owner."""
         self._metrics.rebalances.labels("lost").inc()
         log.warning("partitions_lost", partitions=len(partitions))
-        self._release(partitions)
         lost = SetbackError(f"{len(partitions)} partitions were lost to other instances")
         self._broken = self._broken or lost
+        with suppress(BrokerError), self._breaking():
+            self._committer.give_up()
+        self._release(partitions)
 
     def _release(self, partitions: Sequence[TopicPartition]) -> None:
         self._on_loop(self._forget(set(partitions)))

@@ -42,6 +42,8 @@ RecordId = tuple[str, int, int]
 """Topic, partition and offset."""
 
 _TURN_SECONDS = 0.01
+_LOOKS = 16
+"""Records from one look at the clock to the next, which is what a turn is measured by."""
 _value, _key_and_value = attrgetter("value"), attrgetter("key", "value")
 _REASON_BYTES = 1_000
 
@@ -146,7 +148,7 @@ class Stream(Generic[V]):
                 yield part(event)
                 if work.outbox.is_full:
                     await self._pause_to_be_fed()
-                elif time.monotonic() > self._turn_ends:
+                elif not event.index % _LOOKS and time.monotonic() > self._turn_ends:
                     await self._give_turn()
             await self._pause_to_be_fed()
 

@@ -315,10 +315,16 @@ class Producer(Protocol):
         ...
 
     def flush(self) -> dict[TopicPartition, int]:
-        """Wait until everything sent is acknowledged; returns, for each partition written since
-        the last flush, the next offset after the last record written there. Raises
+        """Wait until everything sent is acknowledged; returns, for each partition that records
+        since the last flush have named, the next offset after the last of them. Those that only
+        keys have chosen may be missing. Raises
         `DeliveryError` when any record since the last flush failed, `MessageTooLargeError` when
         the broker refused one for its size."""
+        ...
+
+    def serve(self) -> None:
+        """Take note of what is acknowledged by now, and wait for nothing: `flush` will have less
+        to do. Raises `BrokerError` when this producer is of no more use."""
         ...
 
     def close(self) -> None:
@@ -341,12 +347,15 @@ class TransactionalProducer(Protocol):
         """As `Producer.send`, into the open transaction. `MessageTooLargeError` leaves it open."""
         ...
 
+    def serve(self) -> None:
+        """As `Producer.serve`."""
+        ...
+
     def commit(
         self, offsets: Mapping[TopicPartition, int], consumer: Consumer
     ) -> dict[TopicPartition, int]:
         """Everything sent since `begin`, and `offsets` as committed by `consumer` for its group.
-        Returns, for each partition written, the next offset after the last record written there;
-        the transaction's end may stand at it.
+        Returns what `Producer.flush` does; the transaction's end may stand at such an offset.
 
         Raises `TransactionAbortedError` (also when the group has given a partition to another
         consumer, and when a record was not acknowledged) and `MessageTooLargeError`, as `flush`

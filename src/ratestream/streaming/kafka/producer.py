@@ -23,7 +23,6 @@ from ratestream.streaming.kafka.partitions import name_of, partition_of
 from ratestream.streaming.types import OutgoingRecord, ProducerConfig, TopicPartition
 
 RETRY_SECONDS = 0.1
-_SERVED_RECORDS = 1_000
 
 
 class KafkaProducer:
@@ -66,9 +65,7 @@ class KafkaProducer:
                     f"max_message_bytes is {limit}"
                 )
         with self.connections.translating("sending"):
-            for at in range(0, len(records), _SERVED_RECORDS):
-                self._produce(records[at : at + _SERVED_RECORDS])
-                self.client.poll(0)  # the reports of what is acknowledged meanwhile
+            self._produce(records)
 
     def flush(self) -> dict[TopicPartition, int]:
         # librdkafka gives a record up after the delivery timeout: the rest is for its report.
@@ -80,6 +77,10 @@ class KafkaProducer:
         if offsets:
             self.connections.have_answered()
         return offsets
+
+    def serve(self) -> None:
+        with self.connections.translating("sending"):
+            self.client.poll(0)
 
     def forget(self) -> None:
         """What became of the records since the last flush."""
@@ -98,7 +99,7 @@ class KafkaProducer:
 
     def _produce(self, records: Sequence[OutgoingRecord]) -> None:
         produce, queued = self.client.produce, 0
-        report = self._on_delivery
+        reports = self._on_delivery, self._on_delivery_to_named
         deadline = time.monotonic() + self._bound.seconds
         while queued < len(records):
             try:
@@ -109,7 +110,7 @@ class KafkaProducer:
                         record.value,
                         record.key,
                         -1 if partition is None else partition,
-                        report,
+                        reports[partition is not None],
                         None,
                         record.timestamp or 0,
                         list(record.headers) if record.headers else None,
@@ -148,17 +149,23 @@ class KafkaProducer:
         return kind(f"{what}: {name_of(partition)}: {reason(error)}")
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        """Called for every record, in order within a partition. A repeat that the broker has
-        recognised is delivered but has no offset: the position before it is still right."""
+        """Called for every record: what it looks at is paid for each time."""
         if error is not None:
-            self._failed += 1
-            self.failed_topics.add(partition_of(message).topic)
-            # Trying again cannot make a record smaller, so that is told before all else.
-            if self._failure is None or error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                self._failure = (partition_of(message), error)
-            if error.code() == KafkaError._MSG_TIMED_OUT:
-                self.connections.failed(error)
-            return
-        offset = message.offset()
-        if offset is not None:
+            self._on_failure(error, message)
+
+    def _on_delivery_to_named(self, error: KafkaError | None, message: Message) -> None:
+        """In order within a partition. A repeat that the broker has recognised is delivered but has
+        no offset: the position before it is still right."""
+        if error is not None:
+            self._on_failure(error, message)
+        elif (offset := message.offset()) is not None:
             self._next[partition_of(message)] = offset + 1
+
+    def _on_failure(self, error: KafkaError, message: Message) -> None:
+        self._failed += 1
+        self.failed_topics.add(partition_of(message).topic)
+        # Trying again cannot make a record smaller, so that is told before all else.
+        if self._failure is None or error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self._failure = (partition_of(message), error)
+        if error.code() == KafkaError._MSG_TIMED_OUT:
+            self.connections.failed(error)

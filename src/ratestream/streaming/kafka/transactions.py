@@ -100,6 +100,9 @@ class KafkaTransactionalProducer:
         except BrokerError as error:
             self._give_up(error)
 
+    def serve(self) -> None:
+        self._records.serve()
+
     def flush(self) -> None:
         """Wait until everything sent is acknowledged, which a commit does by itself."""
         self._require_open()

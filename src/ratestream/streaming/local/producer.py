@@ -49,6 +49,9 @@ class LocalProducer:
         finally:
             self._next, self._failure = {}, None
 
+    def serve(self) -> None:
+        """There is nothing to be served: what is written is acknowledged."""
+
     def close(self) -> None:
         self._buffer.clear()
 
@@ -119,6 +122,9 @@ class LocalTransactionalProducer:
                         f"{self._config.buffer_records} or buffer_bytes={self._config.buffer_bytes}"
                     )
                 self._buffer.add(record, log, size)
+
+    def serve(self) -> None:
+        """There is nothing to be served: nothing is written before the commit."""
 
     def commit(
         self, offsets: Mapping[TopicPartition, int], consumer: Consumer

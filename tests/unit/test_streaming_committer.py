@@ -1,0 +1,86 @@
+"""What becomes of a commit that has begun and cannot be ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ratestream.streaming import ConsumerConfig, OutgoingRecord, ProducerConfig, TopicPartition
+from ratestream.streaming.committer import AtLeastOnce, Committer, ExactlyOnce, Uncommitted
+from ratestream.streaming.local import LocalBroker
+from ratestream.streaming.metrics import WorkerMetrics
+from ratestream.streaming.store import Store
+from ratestream.streaming.tables import Table, TableChanges
+from ratestream.streaming.topics import Topic
+from ratestream.streaming.types import Consumer, TopicSpec
+from tests.support.brokers import read
+
+INPUT, OUTPUT = TopicSpec("in", partitions=1), TopicSpec("out", partitions=1)
+CHANGELOG = TopicSpec("log", partitions=1, cleanup_policy="compact")
+ONE = TopicPartition("in", 0)
+
+
+class Bench:
+    """A broker, a table with one partition, and work for a committer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.broker = LocalBroker(None)
+        self.broker.create_topics([INPUT, OUTPUT, CHANGELOG])
+        self.consumer: Consumer = self.broker.consumer(ConsumerConfig(group="group"))
+        self.metrics = WorkerMetrics(CollectorRegistry(), folder)
+        self.table = Table("table", CHANGELOG, Topic(INPUT, str, str), (str, str), None)
+        self.store: Store = self.table.open(0, folder, CHANGELOG.name)
+        changes = [TableChanges(self.table, 0, {b"k": b"v"})]
+        self.work = Uncommitted([OutgoingRecord("out", b"k", b"sent", 0)], changes, {ONE: 1})
+
+    def written(self, topic: str) -> list[bytes | None]:
+        with closing(self.broker.consumer(ConsumerConfig())) as reader:
+            partition = TopicPartition(topic, 0)
+            reader.assign({partition: 0})
+            high = reader.watermarks(partition).high
+            return [record.value for record in read(reader, high)] if high else []
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.table.close_all()
+    bench.consumer.close()
+    bench.broker.close()
+
+
+def test_at_least_once_the_store_has_what_the_changelog_has(bench: Bench) -> None:
+    given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
+    with closing(AtLeastOnce(*given)) as committer:
+        committer.begin(bench.work)
+        assert bench.store.get(b"k") is None
+        give_up(committer)
+        assert bench.written("log") == [b"v"]
+        assert (bench.store.get(b"k"), bench.store.checkpoint) == (b"v", 1)
+    assert bench.consumer.committed([ONE]) == {}
+
+
+def test_exactly_once_nothing_has_happened(bench: Bench) -> None:
+    given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
+    with closing(ExactlyOnce(*given, transactional_id="group-0")) as committer:
+        committer.begin(bench.work)
+        give_up(committer)
+        assert bench.written("out") == bench.written("log") == []
+        assert bench.store.get(b"k") is None
+        committer.commit(Uncommitted(bench.work.outputs, bench.work.changes, {}))
+        assert bench.written("out") == [b"sent"]
+        assert bench.store.get(b"k") == b"v"
+    assert bench.consumer.committed([ONE]) == {}
+
+
+def give_up(committer: Committer) -> None:
+    """Once more does nothing."""
+    assert committer.has_begun
+    committer.give_up()
+    assert not committer.has_begun
+    committer.give_up()
