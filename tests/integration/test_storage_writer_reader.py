@@ -74,6 +74,15 @@ def test_a_batch_written_twice_changes_nothing(database_url: str) -> None:
     run(database_url, test)
 
 
+def test_every_row_of_a_large_batch_is_written(database_url: str) -> None:
+    async def test(writer: Writer, reader: Reader) -> None:
+        assert await writer.write_quotes([quote(number) for number in range(1234)], []) == 1234
+        stored = await fetch(database_url, "SELECT origin_offset FROM quotes ORDER BY 1")
+        assert [row["origin_offset"] for row in stored] == list(range(1234))
+
+    run(database_url, test)
+
+
 def test_of_overlapping_batches_only_the_new_rows_are_written(database_url: str) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         assert await writer.write_averages([average(1), average(2)], []) == 2

@@ -262,17 +262,29 @@ def _sorted(rows: Iterable[_Row]) -> list[_Row]:
 def _quote_row(quote: Quote) -> _Row:
     origin = quote.origin
     return (
-        *(origin.topic, origin.partition, origin.offset),
-        *(quote.pair, quote.source, quote.value, quote.observed_at, quote.received_at),
+        origin.topic,
+        origin.partition,
+        origin.offset,
+        quote.pair,
+        quote.source,
+        quote.value,
+        quote.observed_at,
+        quote.received_at,
     )
 
 
 def _average_row(average: Average) -> _Row:
     origin = average.origin
     return (
-        *(origin.topic, origin.partition, origin.offset),
-        *(average.pair, average.source, average.value),
-        *(average.observed_at, average.received_at, average.count),
+        origin.topic,
+        origin.partition,
+        origin.offset,
+        average.pair,
+        average.source,
+        average.value,
+        average.observed_at,
+        average.received_at,
+        average.count,
     )
 
 

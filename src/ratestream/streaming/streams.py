@@ -99,7 +99,8 @@ class Batch(Generic[V]):
         return first, Batch(self.events[middle:], {**self.starts, **first._ends()})
 
     def _ends(self) -> dict[TopicPartition, int]:
-        return {each.partition: each.offset + 1 for each in self.events}
+        last = {event.run: event.index for event in self.events}
+        return {run.partition: run.offset(index) + 1 for run, index in last.items()}
 
 
 class Stream(Generic[V]):
@@ -266,10 +267,11 @@ class Stream(Generic[V]):
 
     def first_undone(self) -> dict[TopicPartition, int]:
         """For each partition with records not done, the offset of the first."""
+        of_run = {event.run: event.index for event in reversed((*self._held, *self._waiting))}
         first: dict[TopicPartition, int] = {}
-        for event in (*self._held, *self._waiting):
-            partition, offset = event.partition, event.offset
-            first[partition] = min(offset, first.get(partition, offset))
+        for run, index in of_run.items():
+            offset = run.offset(index)
+            first[run.partition] = min(offset, first.get(run.partition, offset))
         return first
 
     def drop(self, partitions: Collection[TopicPartition]) -> None:
