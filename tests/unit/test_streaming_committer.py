@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -84,3 +85,46 @@ def give_up(committer: Committer) -> None:
     committer.give_up()
     assert not committer.has_begun
     committer.give_up()
+
+
+def test_at_least_once_the_group_is_told_now_and_then_and_before_it_gives_partitions_away(
+    bench: Bench,
+) -> None:
+    subscribed(bench)
+    given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
+    with closing(AtLeastOnce(*given, interval=3600.0)) as committer:
+        for position in range(1, 4):
+            assert committer.commit(Uncommitted([], [], {ONE: position})) == {ONE: position}
+            committer.serve()
+            assert bench.consumer.committed([ONE]) == {ONE: 1}  # the first, at once
+        committer.settle()
+        assert bench.consumer.committed([ONE]) == {ONE: 3}
+
+
+def test_at_least_once_the_group_hears_of_the_rest_when_nothing_more_comes(bench: Bench) -> None:
+    subscribed(bench)
+    given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
+    with closing(AtLeastOnce(*given, interval=0.1)) as committer:
+        for position in (1, 2):
+            committer.commit(Uncommitted([], [], {ONE: position}))
+        time.sleep(0.1)
+        committer.serve()
+        assert bench.consumer.committed([ONE]) == {ONE: 2}
+
+
+def subscribed(bench: Bench) -> None:
+    """Until the group has given the partition to the consumer."""
+    bench.consumer.subscribe([INPUT.name], Listener())
+    while not bench.consumer.assignment():
+        bench.consumer.poll(1, 0.01)
+
+
+class Listener:
+    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        return {}
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        pass
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        pass

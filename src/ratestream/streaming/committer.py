@@ -90,8 +90,8 @@ class Committer(ABC):
         but beside the agents' work."""
 
     def end(self) -> Mapping[TopicPartition, int]:
-        """Returns the positions that the group now has; the stores are written as well. Raises as
-        `begin`; nothing is left to be ended then."""
+        """Returns the positions up to which everything is done; the stores are written as well.
+        Raises as `begin`; nothing is left to be ended then."""
         work = self._take()
         done, ends = self._commit(work.positions)
         self._metrics.count_sent(Counter(map(_TOPIC, self._records)))
@@ -110,6 +110,11 @@ class Committer(ABC):
         another instance, which does the work again. Raises `BrokerError`."""
 
     @abstractmethod
+    def settle(self) -> None:
+        """Tell the group, before it gives partitions to others, of all that has been ended. Raises
+        `BrokerError`."""
+
+    @abstractmethod
     def close(self) -> None: ...
 
     @abstractmethod
@@ -119,7 +124,7 @@ class Committer(ABC):
     def _commit(
         self, positions: Mapping[TopicPartition, int]
     ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
-        """The positions that the group now has, and the next offsets of what was written."""
+        """The positions that are done, and the next offsets of what was written."""
 
     def _take(self) -> Uncommitted:
         work, self._work = self._work, None
@@ -129,19 +134,32 @@ class Committer(ABC):
 
 
 class AtLeastOnce(Committer):
-    """Records first, then positions, then stores: what fails in between is done again."""
+    """Records first, then positions, then stores: what fails in between is done again.
+
+    Records are sent as soon as there are some. What that would cost the brokers if the group were
+    told each time is more than the records themselves: it hears every `interval` seconds."""
 
     soonest_seconds = 0.005
 
     def __init__(
-        self, broker: Broker, config: ProducerConfig, consumer: Consumer, metrics: WorkerMetrics
+        self,
+        broker: Broker,
+        config: ProducerConfig,
+        consumer: Consumer,
+        metrics: WorkerMetrics,
+        interval: float = 0.0,
     ) -> None:
         super().__init__(consumer, metrics)
         self._producer = broker.producer(config)
+        self._interval = interval
+        self._settled_at = 0.0
+        self._unsettled: dict[TopicPartition, int] = {}
         self._fenced_commits = 0
 
     def serve(self) -> None:
         self._producer.serve()
+        if time.monotonic() - self._settled_at >= self._interval:
+            self.settle()
 
     def give_up(self) -> None:
         """What was sent is on the changelog, so the stores must have it, too."""
@@ -158,23 +176,27 @@ class AtLeastOnce(Committer):
         self, positions: Mapping[TopicPartition, int]
     ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
         ends = self._producer.flush()
-        return self._commit_positions(positions), ends
+        self._unsettled |= positions
+        if time.monotonic() - self._settled_at >= self._interval:
+            self.settle()
+        return positions, ends
 
-    def _commit_positions(
-        self, positions: Mapping[TopicPartition, int]
-    ) -> Mapping[TopicPartition, int]:
-        """A group that is rebalancing may refuse: the next commit then includes these again."""
-        if not positions:
-            return {}
+    def settle(self) -> None:
+        """A group that is rebalancing may refuse: the next time includes these again."""
+        owned = self._consumer.assignment()
+        self._unsettled = {each: at for each, at in self._unsettled.items() if each in owned}
+        if not self._unsettled:
+            return
+        self._settled_at = time.monotonic()
         try:
-            self._consumer.commit(positions)
+            self._consumer.commit(self._unsettled)
         except FencedError:
             self._fenced_commits += 1
             if self._fenced_commits > _MAX_FENCED_COMMITS:
                 raise
-            return {}
+            return
         self._fenced_commits = 0
-        return positions
+        self._unsettled = {}
 
 
 class ExactlyOnce(Committer):
@@ -204,6 +226,9 @@ class ExactlyOnce(Committer):
             self._take()
             self._metrics.transactions.labels("failed").inc()
             self._producer.abort()
+
+    def settle(self) -> None:
+        """It has been told in the transactions."""
 
     def close(self) -> None:
         self._producer.close()

@@ -189,7 +189,7 @@ class Pipeline:
         common = (self._broker, config, self._consumer, self._metrics)
         if self._app.is_exactly_once:
             return ExactlyOnce(*common, transactional_id=self._name)
-        return AtLeastOnce(*common)
+        return AtLeastOnce(*common, interval=self._config.commit_interval)
 
     def _start_agents(self) -> None:
         self._agents = [self._started(agent) for agent in self._app.agents]
@@ -326,6 +326,7 @@ class Pipeline:
             await self._thread.call(self._end)
             if work := await self._drain():
                 await self._thread.call(self._write, work)
+            await self._thread.call(self._committer.settle)
         if isinstance(self._broken, AgentError):
             raise self._broken
 
@@ -462,9 +463,9 @@ class Pipeline:
         try:
             if not self._closing:
                 self._end()
-            work = self._on_loop(self._drain())
-            if work:
-                self._write(work)
+                if work := self._on_loop(self._drain()):
+                    self._write(work)
+                self._committer.settle()
         except (BrokerError, SetbackError) as error:
             log.warning("commit_before_revocation_failed", error=str(error))
             self._broken = error
@@ -504,8 +505,8 @@ class Pipeline:
 
     async def _drain(self) -> Uncommitted | None:
         """Let the agents finish, within bounds, and collect; None when they did not, or when
-        this pipeline has already dropped their work."""
-        if self._closing or self._broken:
+        their work is to be dropped."""
+        if self._broken:
             return None
         try:
             async with asyncio.timeout(self._config.drain_timeout):

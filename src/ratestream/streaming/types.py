@@ -430,7 +430,9 @@ class WorkerConfig:
     """How a worker runs an app. Times are seconds, sizes bytes; every buffer has its bound here.
 
     A commit happens every `commit_interval` or `commit_max_records`, whichever is first, and
-    sooner when the input is drained. `drain_timeout` bounds how long a rebalance or a stop waits
+    sooner when the input is drained. (At least once, what has been sent can be read some
+    milliseconds after the record that it is of; the group hears of it every `commit_interval`.)
+    `drain_timeout` bounds how long a rebalance or a stop waits
     for agents; then their work is dropped and will be read again. At most `max_instances` workers
     of one app can share `data_dir`. The broker aborts a transaction open for longer than
     `transaction_timeout`. With `standby` every instance also keeps, up to date, the tables of the
