@@ -113,7 +113,8 @@ class Postgres:
         pid = (self._folder / "data" / "postmaster.pid").read_text().splitlines()[0]
         postmaster = psutil.Process(int(pid))
         for process in [postmaster, *postmaster.children(recursive=True)]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # a backend ends when its postmaster has
+                process.kill()
 
     def start_again(self) -> None:
         with self._one_at_a_time:

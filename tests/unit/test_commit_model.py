@@ -225,7 +225,7 @@ class Instance:
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self._has_to_go_back = True
-        self._committer.give_up()
+        self._committer.give_up(partitions)
         self._close_all(partitions)
 
     def _close_all(self, partitions: Sequence[TopicPartition]) -> None:

@@ -60,31 +60,55 @@ def test_at_least_once_the_store_has_what_the_changelog_has(bench: Bench) -> Non
     with closing(AtLeastOnce(*given)) as committer:
         committer.begin(bench.work)
         assert bench.store.get(b"k") is None
-        give_up(committer)
+        give_up(committer, {ONE: 1})
         assert bench.written("log") == [b"v"]
         assert (bench.store.get(b"k"), bench.store.checkpoint) == (b"v", 1)
+
+
+def test_at_least_once_the_store_of_what_is_lost_stays_knowingly_old(bench: Bench) -> None:
+    """The partition's new owner may have written its changelog, too."""
+    subscribed(bench)
+    given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
+    with closing(AtLeastOnce(*given)) as committer:
+        committer.begin(bench.work)
+        assert committer.give_up([ONE]) == {}
+        committer.settle()
+        assert bench.written("log") == [b"v"]
+        assert (bench.store.get(b"k"), bench.store.checkpoint) == (None, None)
     assert bench.consumer.committed([ONE]) == {}
+
+
+def test_at_least_once_the_group_is_told_nothing_of_what_is_given_away(bench: Bench) -> None:
+    """Its new owner may be further, when it comes back."""
+    subscribed(bench)
+    given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
+    with closing(AtLeastOnce(*given, interval=3600.0)) as committer:
+        for position in (1, 2):
+            commit(committer, Uncommitted([], [], {ONE: position}))
+        committer.forget([ONE])
+        committer.settle()
+    assert bench.consumer.committed([ONE]) == {ONE: 1}
 
 
 def test_exactly_once_nothing_has_happened(bench: Bench) -> None:
     given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
     with closing(ExactlyOnce(*given, transactional_id="group-0")) as committer:
         committer.begin(bench.work)
-        give_up(committer)
+        give_up(committer, {})
         assert bench.written("out") == bench.written("log") == []
         assert bench.store.get(b"k") is None
-        committer.commit(Uncommitted(bench.work.outputs, bench.work.changes, {}))
+        commit(committer, Uncommitted(bench.work.outputs, bench.work.changes, {}))
         assert bench.written("out") == [b"sent"]
         assert bench.store.get(b"k") == b"v"
     assert bench.consumer.committed([ONE]) == {}
 
 
-def give_up(committer: Committer) -> None:
+def give_up(committer: Committer, kept: Mapping[TopicPartition, int]) -> None:
     """Once more does nothing."""
     assert committer.has_begun
-    committer.give_up()
+    assert committer.give_up([]) == kept
     assert not committer.has_begun
-    committer.give_up()
+    assert committer.give_up([]) == {}
 
 
 def test_at_least_once_the_group_is_told_now_and_then_and_before_it_gives_partitions_away(
@@ -94,7 +118,7 @@ def test_at_least_once_the_group_is_told_now_and_then_and_before_it_gives_partit
     given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
     with closing(AtLeastOnce(*given, interval=3600.0)) as committer:
         for position in range(1, 4):
-            assert committer.commit(Uncommitted([], [], {ONE: position})) == {ONE: position}
+            assert commit(committer, Uncommitted([], [], {ONE: position})) == {ONE: position}
             committer.serve()
             assert bench.consumer.committed([ONE]) == {ONE: 1}  # the first, at once
         committer.settle()
@@ -104,12 +128,18 @@ def test_at_least_once_the_group_is_told_now_and_then_and_before_it_gives_partit
 def test_at_least_once_the_group_hears_of_the_rest_when_nothing_more_comes(bench: Bench) -> None:
     subscribed(bench)
     given = (bench.broker, ProducerConfig(), bench.consumer, bench.metrics)
-    with closing(AtLeastOnce(*given, interval=0.1)) as committer:
+    with closing(AtLeastOnce(*given, interval=1.0)) as committer:
         for position in (1, 2):
-            committer.commit(Uncommitted([], [], {ONE: position}))
-        time.sleep(0.1)
+            commit(committer, Uncommitted([], [], {ONE: position}))
+        assert bench.consumer.committed([ONE]) == {ONE: 1}
+        time.sleep(1.0)
         committer.serve()
         assert bench.consumer.committed([ONE]) == {ONE: 2}
+
+
+def commit(committer: Committer, work: Uncommitted) -> Mapping[TopicPartition, int]:
+    committer.begin(work)
+    return committer.end()
 
 
 def subscribed(bench: Bench) -> None:

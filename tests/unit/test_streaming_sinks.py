@@ -26,6 +26,7 @@ from ratestream.streaming import (
     StalledError,
     StateError,
     Stream,
+    StreamingError,
     TopicPartition,
     WorkerConfig,
     WorkerState,
@@ -334,3 +335,21 @@ def commit(broker: LocalBroker, offset: int) -> None:
     consumer = broker.consumer(ConsumerConfig(group="storing"))
     consumer.commit({TopicPartition("in", 0): offset})
     consumer.close()
+
+
+@pytest.mark.parametrize("way", ["records", "items", "__aiter__"])
+def test_who_has_a_sink_reads_batches(tmp_path: Path, way: str) -> None:
+    app = App("storing")
+
+    @app.agent(app.topic("in", value_type=int, partitions=2), offsets_in=Sink(tmp_path / "sink"))
+    async def store(stream: Stream[int]) -> None:
+        async for _ in getattr(stream, way)():
+            pass
+
+    async def scenario() -> None:
+        async with AppTester(app, LocalBroker(None), config(tmp_path)) as tester:
+            tester.write(numbers(1))
+            await tester.settle()
+
+    with pytest.raises(StreamingError, match="keeps the offsets reads `batches`"):
+        asyncio.run(scenario())

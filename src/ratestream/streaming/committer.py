@@ -1,7 +1,6 @@
 """How what agents have done becomes durable: `AtLeastOnce` and `ExactlyOnce`.
 
-Both are given everything that one commit holds. They run on the thread that owns the consumer, and
-never wait for a program's code.
+Both are given everything that one commit holds, and run on the thread that owns the consumer.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -86,33 +85,32 @@ class Committer(ABC):
 
     @abstractmethod
     def serve(self) -> None:
-        """Take note of what the broker has acknowledged; waits for nothing. `end` does the same,
-        but beside the agents' work."""
+        """To be called with each poll. Takes note of what the broker has acknowledged by now, which
+        `end` would do as well, but beside the agents' work. Raises `BrokerError`."""
 
     def end(self) -> Mapping[TopicPartition, int]:
         """Returns the positions up to which everything is done; the stores are written as well.
         Raises as `begin`; nothing is left to be ended then."""
-        work = self._take()
+        work, records = self._take()
         done, ends = self._commit(work.positions)
-        self._metrics.count_sent(Counter(map(_TOPIC, self._records)))
+        self._count(records)
         _write_stores(work.changes, ends)
         self._metrics.commit_seconds.observe(time.monotonic() - self._began_at)
         return done
 
-    def commit(self, work: Uncommitted) -> Mapping[TopicPartition, int]:
-        """Begin it and end it at once."""
-        self.begin(work)
-        return self.end()
-
     @abstractmethod
-    def give_up(self) -> None:
-        """End what was begun, if anything was, without its positions: its partitions have gone to
-        another instance, which does the work again. Raises `BrokerError`."""
+    def give_up(self, lost: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """End what was begun, if anything was, without these partitions, which are another
+        instance's already. Returns the positions up to which everything is done. Raises as
+        `begin`."""
 
     @abstractmethod
     def settle(self) -> None:
-        """Tell the group, before it gives partitions to others, of all that has been ended. Raises
-        `BrokerError`."""
+        """Tell the group of all that has been ended. Raises `BrokerError`."""
+
+    @abstractmethod
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
+        """They are not this instance's any more: nothing is to be told of them."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -126,18 +124,22 @@ class Committer(ABC):
     ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
         """The positions that are done, and the next offsets of what was written."""
 
-    def _take(self) -> Uncommitted:
-        work, self._work = self._work, None
+    def _take(self) -> tuple[Uncommitted, list[OutgoingRecord]]:
+        work, records = self._work, self._records
+        self._work, self._records = None, []
         if work is None:
             raise StreamingError("no commit has begun")
-        return work
+        return work, records
+
+    def _count(self, records: Sequence[OutgoingRecord]) -> None:
+        self._metrics.count_sent(Counter(map(_TOPIC, records)))
 
 
 class AtLeastOnce(Committer):
-    """Records first, then positions, then stores: what fails in between is done again.
+    """Records first, then stores and positions: what fails in between is done again.
 
-    Records are sent as soon as there are some. What that would cost the brokers if the group were
-    told each time is more than the records themselves: it hears every `interval` seconds."""
+    Records are sent as soon as there are some. If the group were told each time, that would cost
+    its brokers as much as the records do: it hears every `interval` seconds."""
 
     soonest_seconds = 0.005
 
@@ -158,13 +160,20 @@ class AtLeastOnce(Committer):
 
     def serve(self) -> None:
         self._producer.serve()
-        if time.monotonic() - self._settled_at >= self._interval:
-            self.settle()
+        if not self.has_begun:  # its end will settle, beside the agents' work
+            self._settle_if_due()
 
-    def give_up(self) -> None:
-        """What was sent is on the changelog, so the stores must have it, too."""
-        if self.has_begun:
-            _write_stores(self._take().changes, self._producer.flush())
+    def give_up(self, lost: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """What was sent is on the changelog: the stores that stay must have it, too."""
+        if not self.has_begun:
+            return {}
+        work, records = self._take()
+        ends = self._producer.flush()
+        self._count(records)
+        _write_stores([each for each in work.changes if each.source not in lost], ends)
+        kept = {each: at for each, at in work.positions.items() if each not in lost}
+        self._unsettled |= kept
+        return kept
 
     def close(self) -> None:
         self._producer.close()
@@ -177,14 +186,19 @@ class AtLeastOnce(Committer):
     ) -> tuple[Mapping[TopicPartition, int], Mapping[TopicPartition, int]]:
         ends = self._producer.flush()
         self._unsettled |= positions
+        self._settle_if_due()
+        return positions, ends
+
+    def _settle_if_due(self) -> None:
         if time.monotonic() - self._settled_at >= self._interval:
             self.settle()
-        return positions, ends
+
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
+        for partition in partitions:
+            self._unsettled.pop(partition, None)
 
     def settle(self) -> None:
         """A group that is rebalancing may refuse: the next time includes these again."""
-        owned = self._consumer.assignment()
-        self._unsettled = {each: at for each, at in self._unsettled.items() if each in owned}
         if not self._unsettled:
             return
         self._settled_at = time.monotonic()
@@ -221,14 +235,18 @@ class ExactlyOnce(Committer):
     def serve(self) -> None:
         self._producer.serve()
 
-    def give_up(self) -> None:
+    def give_up(self, lost: Collection[TopicPartition]) -> Mapping[TopicPartition, int]:
         if self.has_begun:
             self._take()
             self._metrics.transactions.labels("failed").inc()
             self._producer.abort()
+        return {}
 
     def settle(self) -> None:
         """It has been told in the transactions."""
+
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
+        """It has been told all there was."""
 
     def close(self) -> None:
         self._producer.close()

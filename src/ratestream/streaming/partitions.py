@@ -109,6 +109,11 @@ class Partitions:
     # What has to be there
 
     @property
+    def is_behind(self) -> bool:
+        """Whether there is something to open or to restore."""
+        return bool(self._to_open) or self._restorer.active
+
+    @property
     def to_restore(self) -> int | None:
         """Changelog records still to be read, at most; None when nothing is being restored."""
         return self._restorer.remaining() if self._restorer.active else None

@@ -117,9 +117,12 @@ class Pipeline:
         """Whether the last poll gave everything that there was to read."""
         self._to_restore: int | None = None
         self._setbacks = 0
+        self._commit_moves = False
+        """Whether the commit that has begun is of more than control records."""
         self._broken: StreamingError | None = None
         """What went wrong inside a rebalance, where it cannot be raised."""
         self._is_connected = False
+        self._has_broker = True
         self._closing = False
         self.busy_since: float | None = None
         self.has_progressed = False
@@ -138,6 +141,9 @@ class Pipeline:
                 except (AgentError, SetbackError, TransactionAbortedError) as error:
                     await self._go_back(error)
             await self._process_rest()
+        except BrokerError:
+            self._has_broker = False
+            raise
         finally:
             await self._close()
 
@@ -199,7 +205,10 @@ class Pipeline:
         return RunningAgent(agent, outbox, self._rejections, self._retries.alone)
 
     def _poll(self) -> list[Run]:
-        self._update_gauges()
+        """What may take long waits until no commit is open."""
+        if self._gauges_are_due:
+            self._end_or_break()
+            self._update_gauges()
         if (to_restore := self._partitions.to_restore) is not None:
             timeout = 0.0
             if to_restore != self._to_restore:
@@ -216,6 +225,8 @@ class Pipeline:
         runs = self._consumer.poll_runs(self._config.batch_max_records, timeout)
         self._committer.serve()
         self._keeps_up = sum(map(len, runs)) < self._config.batch_max_records
+        if self._partitions.is_behind:
+            self._end_or_break()
         if not self._broken:
             self._partitions.advance()
         self._passed = {} if runs else self._passed_by_now()
@@ -318,7 +329,9 @@ class Pipeline:
     def _keep_alive(self) -> None:
         self._consumer.pause(list(self._consumer.assignment()))
         self._consumer.poll(1, 0.0)
-        self._update_gauges()
+        self._committer.serve()
+        if self._gauges_are_due:
+            self._update_gauges()
 
     async def _process_rest(self) -> None:
         """The last commits of a clean stop; what agents do not finish in time is dropped."""
@@ -356,15 +369,15 @@ class Pipeline:
             await self._thread.call(step, work)
 
     async def _collect_from_idle(self, wait: Callable[[], Awaitable[None]]) -> Uncommitted:
-        """When all agents are idle at once: the time of a list of `take` may come at any moment,
-        and half of what is sent for it must not be committed."""
+        """When all agents can be committed at once: the time of a list of `take` may come at any
+        moment, and half of what is sent for it must not be committed."""
         await wait()
         while not all(running.is_committable for running in self._agents):
             await wait()
         return self._collect()
 
     def _collect(self) -> Uncommitted:
-        """Everything done and not yet committed; only while all agents are idle."""
+        """Everything done and not yet committed; only while all agents can be committed."""
         positions = dict(self._positions)
         for running in self._agents:
             for partition, offset in running.stream.first_undone().items():
@@ -387,6 +400,10 @@ class Pipeline:
         with self._breaking():
             if not work.positions.keys() <= self._partitions.owned:
                 raise SetbackError("partitions went away before what was read was committed")
+            self._commit_moves = any(
+                self._passed.get(partition) != offset
+                for partition, offset in work.positions.items()
+            )
             self._committer.begin(work)
 
     def _end(self) -> None:
@@ -399,9 +416,14 @@ class Pipeline:
         self._retries.forget_before(done)
         self._metrics.last_commit.set_to_current_time()
         self.has_progressed = True
-        if any(self._passed.get(partition) != offset for partition, offset in done.items()):
+        if self._commit_moves:
             self._setbacks = 0
             self._progress.made()
+
+    def _end_or_break(self) -> None:
+        """Where nothing can be raised, because records are in hand."""
+        with suppress(StreamingError):
+            self._end()
 
     @contextmanager
     def _breaking(self) -> Iterator[None]:
@@ -478,11 +500,14 @@ class Pipeline:
         log.warning("partitions_lost", partitions=len(partitions))
         lost = SetbackError(f"{len(partitions)} partitions were lost to other instances")
         self._broken = self._broken or lost
-        with suppress(BrokerError), self._breaking():
-            self._committer.give_up()
-        self._release(partitions)
+        try:
+            with suppress(BrokerError), self._breaking():
+                self._committed.update(self._committer.give_up(partitions))
+        finally:
+            self._release(partitions)
 
     def _release(self, partitions: Sequence[TopicPartition]) -> None:
+        self._committer.forget(partitions)
         self._on_loop(self._forget(set(partitions)))
         self._partitions.remove(partitions)
 
@@ -564,9 +589,11 @@ class Pipeline:
             reasons.append(f"agents have been busy for {busy:.0f} s, at {at}")
         return reasons
 
+    @property
+    def _gauges_are_due(self) -> bool:
+        return time.monotonic() - self._last_gauges >= _GAUGES_SECONDS
+
     def _update_gauges(self) -> None:
-        if time.monotonic() - self._last_gauges < _GAUGES_SECONDS:
-            return
         try:
             lag = self._partitions.update_gauges(self._positions, self._committed)
             if lag == 0 and self.busy_since is None:
@@ -597,6 +624,9 @@ class Pipeline:
                 log.error("not_closed", service=self._app.id, seconds=_CLOSE_SECONDS)
 
     def _disconnect(self) -> None:
+        if self._is_connected and self._has_broker:
+            with suppress(BrokerError):
+                self._committer.settle()
         with ExitStack() as closing:  # all of them, whichever fails; the consumer first
             for name in ("_partitions", "_committer", "_consumer"):
                 opened = getattr(self, name, None)  # connecting may have failed half-way

@@ -82,6 +82,11 @@ class TableChanges:
         ]
 
     @property
+    def source(self) -> TopicPartition:
+        """The partition of the records that the changes are made by."""
+        return TopicPartition(self.table.source.name, self.partition)
+
+    @property
     def changelog_partition(self) -> TopicPartition:
         return TopicPartition(self.table.changelog.name, self.partition)
 

@@ -44,6 +44,7 @@ class KafkaProducer:
         self._bound = delivery_bound(config, transactional_id)
         self.connections = Connections(kafka, reachability)
         self._next: dict[TopicPartition, int] = {}
+        self._has_sent = False
         self._failed = 0
         self._failure: tuple[TopicPartition, KafkaError] | None = None
         self.failed_topics: set[str] = set()
@@ -65,6 +66,7 @@ class KafkaProducer:
                     f"max_message_bytes is {limit}"
                 )
         with self.connections.translating("sending"):
+            self._has_sent |= bool(records)
             self._produce(records)
 
     def flush(self) -> dict[TopicPartition, int]:
@@ -72,9 +74,10 @@ class KafkaProducer:
         with self.connections.translating("sending"):
             waiting = self.client.flush(self._bound.seconds + 5.0)
         offsets, self._next = self._next, {}
+        has_sent, self._has_sent = self._has_sent, False
         if waiting or self._failed:
             raise self._delivery_error(waiting)
-        if offsets:
+        if has_sent:
             self.connections.have_answered()
         return offsets
 
