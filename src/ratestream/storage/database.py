@@ -8,7 +8,6 @@ import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -75,7 +74,6 @@ _FILES = {
 """Parameters of the URL that name files, and the settings that give them."""
 
 _encode_lines = msgspec.json.Encoder(decimal_format="string").encode_lines
-_ROWS_OF_A_PART = 500
 
 log = structlog.get_logger("ratestream.storage")
 
@@ -255,8 +253,7 @@ async def copy_rows(
     as `Database.transaction`."""
     driver = await _driver(connection)
     try:
-        if _is_plain(rows):
-            lines = _csv_lines(rows)
+        if (lines := _as_csv(rows)) is not None:
             await driver.copy_to_table(table.name, source=lines, columns=columns, format="csv")
         else:
             await driver.copy_records_to_table(table.name, records=rows, columns=columns)
@@ -268,19 +265,14 @@ async def copy_rows(
         raise
 
 
-def _is_plain(rows: Sequence[tuple[Any, ...]]) -> bool:
-    """Whether no string has anything that JSON escapes."""
-    columns = (column for column in zip(*rows, strict=True) if isinstance(column[0], str))
-    return b"\\" not in _encode_lines(set(chain.from_iterable(columns)))
-
-
-async def _csv_lines(rows: Sequence[tuple[Any, ...]]) -> AsyncIterator[bytes]:
+def _as_csv(rows: Sequence[tuple[Any, ...]]) -> memoryview | None:
     """What COPY reads, made by msgspec without a step of Python for each value: a JSON array is a
-    line of CSV but for its brackets. In parts, so that Postgres is at one while the next is made.
-    """
-    for start in range(0, len(rows), _ROWS_OF_A_PART):
-        lines = _encode_lines(rows[start : start + _ROWS_OF_A_PART])
-        yield lines[1:-2].replace(b"]\n[", b"\n") + b"\n"  # no string has a raw newline
+    line of CSV but for its brackets. None when a string has something that JSON escapes."""
+    lines = _encode_lines(rows)
+    if b"\\" in lines:
+        return None
+    # No string has a raw newline. To asyncpg `bytes` would be the name of a file.
+    return memoryview(lines[1:-2].replace(b"]\n[", b"\n"))
 
 
 async def upgrade(url: str, roles: Roles | None = None) -> SchemaState:
