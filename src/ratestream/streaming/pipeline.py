@@ -18,14 +18,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count, repeat
 from typing import Any, TypeVar
@@ -372,7 +365,7 @@ class Pipeline:
         """When all agents can be committed at once: the time of a list of `take` may come at any
         moment, and half of what is sent for it must not be committed."""
         await wait()
-        while not all(running.is_committable for running in self._agents):
+        while not all(running.stream.is_committable for running in self._agents):
             await wait()
         return self._collect()
 

@@ -272,8 +272,17 @@ class Stream(Generic[V]):
     async def wait_idle(self) -> None:
         await self._idle.wait()
 
-    async def wait_begun(self) -> None:
-        """Until `take` has taken everything that was fed."""
+    @property
+    def is_committable(self) -> bool:
+        """Whether what the agent has done can be committed now. What a sink keeps is always done
+        or not, whatever the agent is at."""
+        return self._has_sink or self.is_idle
+
+    async def wait_ready(self) -> None:
+        """Until everything that was fed is done, or taken if a sink keeps the offsets."""
+        if not self._has_sink:
+            await self.wait_idle()
+            return
         while self._waiting:
             await self._begun.wait()
 
@@ -396,15 +405,6 @@ class RunningAgent:
             self._run(), name=f"agent {agent.name}", context=context
         )
 
-    @property
-    def is_committable(self) -> bool:
-        """Whether what it has done can be committed now. What a sink keeps is always done or not,
-        whatever the agent is at."""
-        return self.agent.offsets_in is not None or self.stream.is_idle
-
-    async def wait_ready(self) -> None:
-        await (self.stream.wait_begun() if self.agent.offsets_in else self.stream.wait_idle())
-
     async def _run(self) -> None:
         try:
             await self.agent.function(self.stream)
@@ -441,7 +441,7 @@ async def wait_until_idle(agents: Sequence[RunningAgent]) -> None:
 async def wait_until_ready(agents: Sequence[RunningAgent]) -> None:
     """As `wait_until_idle`, but an agent whose sink keeps the offsets need only have begun: while
     it writes one batch, the next can be read."""
-    await _wait_until(agents, [each.wait_ready for each in agents])
+    await _wait_until(agents, [each.stream.wait_ready for each in agents])
 
 
 async def _wait_until(

@@ -317,9 +317,8 @@ class Producer(Protocol):
     def flush(self) -> dict[TopicPartition, int]:
         """Wait until everything sent is acknowledged; returns, for each partition that records
         since the last flush have named, the next offset after the last of them. Those that only
-        keys have chosen may be missing. Raises
-        `DeliveryError` when any record since the last flush failed, `MessageTooLargeError` when
-        the broker refused one for its size."""
+        keys have chosen may be missing. Raises `DeliveryError` when any record since the last
+        flush failed, `MessageTooLargeError` when the broker refused one for its size."""
         ...
 
     def serve(self) -> None:
@@ -432,13 +431,13 @@ class WorkerConfig:
     A commit happens every `commit_interval` or `commit_max_records`, whichever is first, and
     sooner when the input is drained. (At least once, what has been sent can be read some
     milliseconds after the record that it is of; the group hears of it every `commit_interval`.)
-    `drain_timeout` bounds how long a rebalance or a stop waits
-    for agents; then their work is dropped and will be read again. At most `max_instances` workers
-    of one app can share `data_dir`. The broker aborts a transaction open for longer than
-    `transaction_timeout`. With `standby` every instance also keeps, up to date, the tables of the
-    partitions that it does not own. With `static_membership` a restart within `session_timeout`
-    keeps its partitions. A worker that has committed nothing for `progress_timeout`, against a
-    lag, ends; after half of that it is not ready.
+    `drain_timeout` bounds how long a rebalance or a stop waits for agents; then their work is
+    dropped and will be read again. At most `max_instances` workers of one app can share
+    `data_dir`. The broker aborts a transaction open for longer than `transaction_timeout`. With
+    `standby` every instance also keeps, up to date, the tables of the partitions that it does not
+    own. With `static_membership` a restart within `session_timeout` keeps its partitions. A worker
+    that has committed nothing for `progress_timeout`, against a lag, ends; after half of that it is
+    not ready.
     """
 
     host: str = "127.0.0.1"

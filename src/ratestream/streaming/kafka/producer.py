@@ -87,6 +87,7 @@ class KafkaProducer:
 
     def forget(self) -> None:
         """What became of the records since the last flush."""
+        self._has_sent = False
         self._next, self._failed, self._failure = {}, 0, None
         self.failed_topics = set()
 
