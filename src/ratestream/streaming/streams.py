@@ -43,7 +43,7 @@ RecordId = tuple[str, int, int]
 
 _TURN_SECONDS = 0.01
 _RECORDS_A_LOOK = 8
-"""From one look at the clock to the next: looking costs a few hundredths of a record's time."""
+"""From one look at the clock to the next: a look for each record can be measured."""
 _value, _key_and_value = attrgetter("value"), attrgetter("key", "value")
 _REASON_BYTES = 1_000
 
