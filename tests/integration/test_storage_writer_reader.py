@@ -14,15 +14,22 @@ import pytest
 
 from ratestream.events import Average, Origin, Quote
 from ratestream.storage.database import Database
-from ratestream.storage.errors import ClusterMismatchError, UnstorableError
+from ratestream.storage.errors import (
+    ClusterMismatchError,
+    DatabaseUnavailableError,
+    UnstorableError,
+)
 from ratestream.storage.reader import Reader, StoredQuote
 from ratestream.storage.writer import Writer
 from tests.support.postgres import fetch
 
 NOW = datetime.now(UTC).replace(microsecond=123456)
-WAITS_FOR_A_ROW = (
+WAITS_FOR_A_LOCK = (
     "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 )
+
+
+END_WHO_WAITS = WAITS_FOR_A_LOCK.replace("FROM", "pg_terminate_backend(pid) FROM", 1)
 
 
 def quote(
@@ -74,11 +81,60 @@ def test_a_batch_written_twice_changes_nothing(database_url: str) -> None:
     run(database_url, test)
 
 
-def test_every_row_of_a_large_batch_is_written(database_url: str) -> None:
+@pytest.mark.parametrize("rows", [1_000, 1_001, 2_345])  # Postgres is given 1,000 at a time
+def test_every_row_of_a_large_batch_is_written(database_url: str, rows: int) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
-        assert await writer.write_quotes([quote(number) for number in range(1234)], []) == 1234
-        stored = await fetch(database_url, "SELECT origin_offset FROM quotes ORDER BY 1")
-        assert [row["origin_offset"] for row in stored] == list(range(1234))
+        odd = rows - 1
+        batch = [quote(each, source='a "b"' if each == odd else "demo") for each in range(rows)]
+        assert await writer.write_quotes(batch, []) == rows
+        stored = await fetch(database_url, "SELECT origin_offset, source FROM quotes ORDER BY 1")
+        assert [row["origin_offset"] for row in stored] == list(range(rows))
+        assert [row["source"] for row in stored][-2:] == ["demo", 'a "b"']
+
+    run(database_url, test)
+
+
+@pytest.mark.parametrize("there", [quote(0), quote(2_344)], ids=["first", "last"])
+def test_one_row_that_is_there_keeps_none_of_a_large_batch_out(
+    database_url: str, there: Quote
+) -> None:
+    async def test(writer: Writer, reader: Reader) -> None:
+        await writer.write_quotes([there], [])
+        assert await writer.write_quotes([quote(each) for each in range(2_345)], []) == 2_344
+        assert len(await fetch(database_url, "SELECT 1 FROM quotes")) == 2_345
+
+    run(database_url, test)
+
+
+@pytest.mark.parametrize("bad", [0, 1_500, 2_344])
+def test_one_bad_row_keeps_all_of_a_large_batch_out(database_url: str, bad: int) -> None:
+    async def test(writer: Writer, reader: Reader) -> None:
+        values = ("-1" if each == bad else "1" for each in range(2_345))
+        with pytest.raises(UnstorableError):
+            await writer.write_quotes([quote(at, value=each) for at, each in enumerate(values)], [])
+        assert await fetch(database_url, "SELECT 1 FROM quotes") == []
+        assert await writer.write_quotes([quote(1)], []) == 1
+
+    run(database_url, test)
+
+
+def test_a_connection_lost_in_the_midst_of_a_batch_is_said(database_url: str) -> None:
+    """While Postgres reads nothing of what waits for it."""
+
+    async def test(writer: Writer, reader: Reader) -> None:
+        batch = [quote(each) for each in range(20_000)]
+        blocker = await asyncpg.connect(database_url)
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE quotes IN EXCLUSIVE MODE")
+            writing = asyncio.create_task(writer.write_quotes(batch, []))
+            while not await fetch(database_url, WAITS_FOR_A_LOCK):
+                await asyncio.sleep(0.01)
+            await blocker.execute(END_WHO_WAITS)
+            ended, _ = await asyncio.wait({writing}, timeout=20.0)
+            assert ended, "it waits for a connection that is lost"
+            assert isinstance(writing.exception(), DatabaseUnavailableError)
+        await blocker.close()
+        assert await writer.write_quotes(batch, []) == len(batch)
 
     run(database_url, test)
 
@@ -300,7 +356,7 @@ def test_a_writer_does_not_wait_for_another_that_deletes(database_url: str) -> N
         async with blocker.transaction():
             await blocker.execute("SELECT FROM quotes FOR UPDATE")
             deleting = asyncio.create_task(writer.delete_older_than(30))
-            while not await fetch(database_url, WAITS_FOR_A_ROW):
+            while not await fetch(database_url, WAITS_FOR_A_LOCK):
                 await asyncio.sleep(0.01)
             assert await writer.delete_older_than(30) == 0
             assert not deleting.done()
