@@ -120,7 +120,7 @@ def test_nothing_acknowledged_is_lost_with_one_of_three_brokers(three_brokers):
     for turn in range(20):
         if turn == 10:
             three_brokers.kill(2)
-        producer.send([OutgoingRecord("quotes", b"%d" % n, b"27.8325") for n in range(100)])
+        producer.send([OutgoingRecord("quotes", None, b"27.8325", n % 3) for n in range(100)])
         acknowledged = sum(producer.flush().values())
     consumer = broker.consumer(ConsumerConfig())
     consumer.assign({TopicPartition("quotes", n): 0 for n in range(3)})
