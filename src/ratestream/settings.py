@@ -397,7 +397,7 @@ class RuntimeSettings(Section):
         default=33_554_432, ge=1_048_576, le=1_073_741_824, description="Bytes of those records."
     )
     table_cache_entries: int = Field(
-        default=50_000,
+        default=20_000,
         ge=1,
         le=100_000_000,
         description="Decoded entries of a table kept in memory, shared by its partitions.",
@@ -426,7 +426,7 @@ class RuntimeSettings(Section):
         "Slow agents are polled for: only a process that stands still takes so long.",
     )
     fetch_buffer_bytes: int = Field(
-        default=8_388_608,
+        default=2_097_152,
         ge=1_048_576,
         le=1_073_741_824,
         description="Bytes of records read ahead; librdkafka needs up to three times as much.",

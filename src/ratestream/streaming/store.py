@@ -41,13 +41,13 @@ _CHANGELOG = b"mchangelog"
 _STREAM_TIME = b"mstreamtime"
 _DAMAGED = "DAMAGED"
 _TIME_BYTES = 8
-_WRITE_BUFFER_BYTES = 4 * 1024 * 1024
+_WRITE_BUFFER_BYTES = 2 * 1024 * 1024
 _TOMBSTONES_SECONDS = 12 * 3600
 _REFRESH_SECONDS = 3600
 
 # However many partitions a process has, their stores share these: bytes of memory in all.
-_CACHE = Cache(16 * 1024 * 1024)
-_WRITE_BUFFERS = WriteBufferManager(16 * 1024 * 1024, False)
+_CACHE = Cache(8 * 1024 * 1024)
+_WRITE_BUFFERS = WriteBufferManager(8 * 1024 * 1024, False)
 
 
 log = structlog.get_logger("ratestream.tables")

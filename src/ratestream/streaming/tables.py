@@ -118,7 +118,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         self.name = name
         self.changelog = changelog
         self.source = source
-        self.cache_entries = 50_000
+        self.cache_entries = 20_000
         self._key_codec = codec_for(types[0])
         self._value_codec = codec_for(types[1])
         self._default = default

@@ -449,12 +449,12 @@ class WorkerConfig:
     commit_max_records: int = 50_000
     output_max_records: int = 50_000
     output_max_bytes: int = 32 * 1024 * 1024
-    table_cache_entries: int = 50_000
+    table_cache_entries: int = 20_000
     drain_timeout: float = 3.0
     session_timeout: float = 10.0
     heartbeat_interval: float = 1.0
     max_poll_interval: float = 300.0
-    fetch_buffer_bytes: int = 8 * 1024 * 1024
+    fetch_buffer_bytes: int = 2 * 1024 * 1024
     delivery_timeout: float = 60.0
     transaction_timeout: float = 10.0
     progress_timeout: float = 300.0
