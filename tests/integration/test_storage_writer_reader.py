@@ -27,8 +27,6 @@ NOW = datetime.now(UTC).replace(microsecond=123456)
 WAITS_FOR_A_LOCK = (
     "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 )
-
-
 END_WHO_WAITS = WAITS_FOR_A_LOCK.replace("FROM", "pg_terminate_backend(pid) FROM", 1)
 
 
@@ -81,7 +79,7 @@ def test_a_batch_written_twice_changes_nothing(database_url: str) -> None:
     run(database_url, test)
 
 
-@pytest.mark.parametrize("rows", [1_000, 1_001, 2_345])  # Postgres is given 1,000 at a time
+@pytest.mark.parametrize("rows", [1_000, 1_001, 2_345])
 def test_every_row_of_a_large_batch_is_written(database_url: str, rows: int) -> None:
     async def test(writer: Writer, reader: Reader) -> None:
         odd = rows - 1

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -75,7 +73,6 @@ _FILES = {
 }
 """Parameters of the URL that name files, and the settings that give them."""
 
-_ROWS_OF_A_PART = 1_000
 _encode_lines = msgspec.json.Encoder(decimal_format="string").encode_lines
 
 log = structlog.get_logger("ratestream.storage")
@@ -255,14 +252,11 @@ async def copy_rows(
     before has begun. No value may be None. One row that is there already refuses them all. Raises
     as `Database.transaction`."""
     driver = await _driver(connection)
-    size = _ROWS_OF_A_PART
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
     try:
-        lines = await _as_csv(parts[0])
-        for part, following in pairwise([*parts, ()]):
-            # In this order: Postgres has the one part before the other is made.
-            copying = _copy_part(driver, table, columns, part, lines)
-            _, lines = await asyncio.gather(copying, _as_csv(following))
+        if (lines := _as_csv(rows)) is not None:
+            await driver.copy_to_table(table.name, source=lines, columns=columns, format="csv")
+        else:
+            await driver.copy_records_to_table(table.name, records=rows, columns=columns)
     except (ValueError, OverflowError) as error:  # what asyncpg cannot encode
         raise UnstorableError(_one_line(error)) from error
     except _DRIVER_ERRORS as error:
@@ -271,25 +265,9 @@ async def copy_rows(
         raise
 
 
-async def _copy_part(
-    driver: asyncpg.Connection,
-    table: Table,
-    columns: Sequence[str],
-    rows: Sequence[tuple[Any, ...]],
-    lines: memoryview | None,
-) -> None:
-    """Given in one piece and as a statement of its own: in the midst of one, asyncpg waits for ever
-    to be allowed to write when the connection is lost meanwhile."""
-    if lines is not None:
-        await driver.copy_to_table(table.name, source=lines, columns=columns, format="csv")
-    else:
-        await driver.copy_records_to_table(table.name, records=rows, columns=columns)
-
-
-async def _as_csv(rows: Sequence[tuple[Any, ...]]) -> memoryview | None:
+def _as_csv(rows: Sequence[tuple[Any, ...]]) -> memoryview | None:
     """What COPY reads, made by msgspec without a step of Python for each value: a JSON array is a
-    line of CSV but for its brackets. None when a string has something that JSON escapes. Waits
-    for nothing: it is a coroutine to stand behind another one."""
+    line of CSV but for its brackets. None when a string has something that JSON escapes."""
     lines = _encode_lines(rows)
     if b"\\" in lines:
         return None

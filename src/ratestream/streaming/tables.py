@@ -22,7 +22,7 @@ from ratestream.streaming.codecs import codec_for
 from ratestream.streaming.errors import ConfigurationError
 from ratestream.streaming.store import Store
 from ratestream.streaming.topics import AnyTopic, current_work
-from ratestream.streaming.types import OutgoingRecord, TopicPartition, TopicSpec
+from ratestream.streaming.types import OutgoingRecord, TopicPartition, TopicSpec, WorkerConfig
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -118,7 +118,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         self.name = name
         self.changelog = changelog
         self.source = source
-        self.cache_entries = 20_000
+        self.cache_entries = WorkerConfig().table_cache_entries
         self._key_codec = codec_for(types[0])
         self._value_codec = codec_for(types[1])
         self._default = default
