@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
+from msgspec.structs import force_setattr
 
 Headers = tuple[tuple[str, bytes], ...]
 ProcessingGuarantee = Literal["exactly_once", "at_least_once"]
@@ -109,14 +110,15 @@ class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     partition: int | None = None
     timestamp: int | None = None
     headers: Headers = ()
+    size: int = 0
+    """Bytes of key, value and headers: counted here, once, because it is asked for several times
+    on a record's way."""
 
-    @property
-    def size(self) -> int:
-        """Bytes of key, value and headers."""
+    def __post_init__(self) -> None:
         size = len(self.key or b"") + len(self.value or b"")
         if self.headers:
             size += sum(len(name) + len(content) for name, content in self.headers)
-        return size
+        force_setattr(self, "size", size)
 
 
 @dataclass(frozen=True, slots=True)
