@@ -126,6 +126,7 @@ def test_an_offset_out_of_range_starts_where_the_reset_says(broker, unique_topic
             records += consumer.poll(10, timeout=0.1)
             if consumer.position(partition) == 3:
                 break
+        assert consumer.position(partition) == 3
         send(broker, *values(topic, 0, "d"))
         records += read(consumer, 1)
     assert offsets(records) == list(range(first, 4))

@@ -313,35 +313,41 @@ class KafkaConsumer:
             partition = partition_of(message)
             if partition in self._moved:
                 continue
-            if partition in self._paused and message.error() is None:
+            is_record = message.error() is None
+            if partition in held_back or (partition in self._paused and is_record):
                 held_back.setdefault(partition, message.offset() or 0)
-                continue
+                continue  # an end that follows is not reached yet
             kept.append(message)
         for partition, offset in held_back.items():
             self.seek(partition, offset)
         return kept
 
     def _take_events(self, messages: list[Message]) -> list[tuple[TopicPartition, list[Message]]]:
-        """What is left are runs of records; they and the ends among them move positions."""
+        """What is left are runs of records; they and the ends among them move positions, also
+        back, when an offset was out of range."""
         events = [message for message in messages if message.error() is not None]
         if events:
             messages = [message for message in messages if message.error() is None]
+        ends: dict[TopicPartition, int] = {}
+        for message in events:
+            error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                # The only word of a control record at the end of the log, which is passed as well.
+                ends[partition_of(message)] = message.offset() or 0
+            else:
+                self._on_event(message, error)
+        self._positions |= ends
         found = list(runs(messages))
         for partition, run in found:
-            self._positions[partition] = (run[-1].offset() or 0) + 1
-        for message in events:
-            self._on_event(message, message.error())
+            position = (run[-1].offset() or 0) + 1
+            self._positions[partition] = max(position, ends.get(partition, 0))
         return found
 
     def _on_event(self, message: Message, error: Any) -> None:
         """librdkafka's news arrive among the records. Failures wait until the records before
         them are returned."""
         code = error.code()
-        if code == KafkaError._PARTITION_EOF:
-            # The only word of a control record at the end of the log, which is a position too.
-            partition, end = partition_of(message), message.offset() or 0
-            self._positions[partition] = max(end, self._positions.get(partition, 0))
-        elif code in OUT_OF_RANGE:
+        if code in OUT_OF_RANGE:
             offset = message.offset()
             out = OffsetOutOfRange(partition_of(message), -1 if offset is None else offset)
             self._failures.append(out)
