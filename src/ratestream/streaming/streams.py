@@ -21,6 +21,7 @@ from collections.abc import (
 )
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
@@ -75,29 +76,31 @@ def _whole(event: Event) -> Event:
     return event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch(Generic[V]):
-    """Events, in the order read, and where their sink stands before them."""
+    """Events, in the order read, and where their sink stands before them. What is made of them is
+    made once: a sink that tries again asks again."""
 
     events: Sequence[Event]
     starts: Mapping[TopicPartition, int | None]
 
-    @property
+    @cached_property
     def values(self) -> list[V]:
         return [event.value for event in self.events]
 
-    @property
+    @cached_property
     def moves(self) -> list[Move]:
         """What the sink has to be moved by, in one transaction with the values."""
-        ends = self._ends()
-        return [Move(partition, self.starts.get(partition), end) for partition, end in ends.items()]
+        ends = self._ends.items()
+        return [Move(partition, self.starts.get(partition), end) for partition, end in ends]
 
     def halves(self) -> tuple[Batch[V], Batch[V]]:
         """To be written one after the other: the second starts where the first ends."""
         middle = len(self.events) // 2
         first: Batch[V] = Batch(self.events[:middle], self.starts)
-        return first, Batch(self.events[middle:], {**self.starts, **first._ends()})
+        return first, Batch(self.events[middle:], {**self.starts, **first._ends})
 
+    @cached_property
     def _ends(self) -> dict[TopicPartition, int]:
         last = {event.run: event.index for event in self.events}
         return {run.partition: run.offset(index) + 1 for run, index in last.items()}
