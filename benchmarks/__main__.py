@@ -25,6 +25,7 @@ BENCHMARKS = (
     "stateful",
     "stateless",
     "steps",
+    "threads",
     "restore",
     "loader",
     "api",

@@ -15,12 +15,13 @@ import signal
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import psutil
@@ -79,20 +80,26 @@ class Input(Protocol):
     def expected(self, keys: Collection[str]) -> dict[str, list[str]]: ...
 
 
+Spent = Mapping[str, float]
+"""By name, seconds that were spent until now, on whatever that is."""
+
+
 class Sight(NamedTuple):
     """What was seen at one moment: offsets that are visible, what the program has used so far in
-    seconds of a core, and its resident memory in bytes."""
+    seconds of a core, its resident memory in bytes, and what else was asked for."""
 
     at: float
     offsets: int
     cpu: float
     memory: int
+    spent: Spent = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Course:
     """One job over one input topic, which programs run in turn. Each is stopped after `seconds`;
-    what it does before `after` outputs are there does not count."""
+    what it does before `after` outputs are there does not count. `spent` is asked with the
+    number of the program's process; what that grows by for one output is a figure, too."""
 
     bootstrap: str
     folder: Path
@@ -101,6 +108,7 @@ class Course:
     input: Input
     seconds: float = 30.0
     after: int = 0
+    spent: Callable[[int], Spent] = lambda _: {}
 
     @cached_property
     def expected(self) -> dict[str, list[str]]:
@@ -144,7 +152,7 @@ class Course:
         started = changed = time.monotonic()
         counted_from: float | None = None
         while True:
-            seen = look(ends, process)
+            seen = look(ends, process, self.spent)
             if seen.offsets and (not sights or seen.offsets != sights[-1].offsets):
                 sights.append(seen)
                 changed = seen.at
@@ -201,18 +209,20 @@ def figures(sights: Sequence[Sight], outputs: int, after: int = 0) -> dict[str, 
     real = min(1.0, outputs / last.offsets)
     rate = (last.offsets - first.offsets) * real / seconds
     cores = (last.cpu - first.cpu) / seconds
+    spent = {name: now - first.spent.get(name, 0.0) for name, now in last.spent.items()}
     return {
         RATE: rate,
         "cores": cores,
         "cores_at_1_million_per_second": cores / rate * 1e6,
         "memory_mb": max(each.memory for each in sights) / 1e6,
+        **{f"{name}_us": each / seconds / rate * 1e6 for name, each in spent.items()},
     }
 
 
-def look(ends: Ends, process: subprocess.Popen[bytes]) -> Sight:
+def look(ends: Ends, process: subprocess.Popen[bytes], spent: Callable[[int], Spent]) -> Sight:
     cpu, memory = used(process.pid)
     offsets = sum(ends.by_partition().values())
-    return Sight(time.monotonic(), offsets, cpu, memory)
+    return Sight(time.monotonic(), offsets, cpu, memory, spent(process.pid))
 
 
 class Ends:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -52,6 +54,25 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def thread_seconds(number: int, of: Callable[[str], str]) -> dict[str, float]:
+    """Busy seconds of the process's first thread, "main", and of the others that are there now,
+    added up by what `of` says of the system's name for them. Nothing once it has ended."""
+    spent = defaultdict[str, float](float)
+    with suppress(psutil.NoSuchProcess):
+        for thread in psutil.Process(number).threads():
+            with suppress(FileNotFoundError):  # it has ended meanwhile
+                name = Path(f"/proc/{number}/task/{thread.id}/comm").read_text()
+                whose = "main" if thread.id == number else of(name.strip())
+                spent[whose] += thread.user_time + thread.system_time
+    return dict(spent)
+
+
+def idle_seconds() -> float:
+    """Of all cores of the machine, since it started."""
+    times = psutil.cpu_times()
+    return float(times.idle) + float(getattr(times, "iowait", 0.0))
+
+
 def resident_megabytes(number: int) -> float:
     """What the process has in memory now, shared libraries included."""
     return float(psutil.Process(number).memory_info().rss) / MEGABYTE
@@ -81,6 +102,5 @@ def listening(address: str) -> int:
 
 def _machine_seconds() -> float:
     times = psutil.cpu_times()
-    waiting = times.idle + getattr(times, "iowait", 0.0)
     guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-    return float(sum(times) - waiting - guests)  # guests are in user time already
+    return float(sum(times) - guests) - idle_seconds()  # guests are in user time already

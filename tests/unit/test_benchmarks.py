@@ -179,6 +179,14 @@ def test_a_rate_counts_from_the_first_sight_to_the_first_sight_of_the_last() -> 
     assert figures(sights, outputs=1_100, after=100)["outputs_per_second"] == 200.0
 
 
+def test_what_was_spent_is_that_of_one_output() -> None:
+    came_later = {"main": 3.0, "late": 0.5}
+    sights = [Sight(10.0, 100, 1.0, 1, {"main": 1.0}), Sight(14.0, 1_100, 3.0, 1, came_later)]
+    found = figures(sights, outputs=1_100)
+    assert found["main_us"] == pytest.approx(2_000.0)
+    assert found["late_us"] == pytest.approx(500.0)
+
+
 def test_the_marks_of_transactions_do_not_count() -> None:
     sights = [Sight(0.0, 0 + 220, 0.0, 1), Sight(1.0, 1_100, 1.0, 1)]
     assert figures(sights, outputs=1_000)["outputs_per_second"] == pytest.approx(800.0)
