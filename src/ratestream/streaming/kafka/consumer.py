@@ -313,10 +313,11 @@ class KafkaConsumer:
             partition = partition_of(message)
             if partition in self._moved:
                 continue
-            is_record = message.error() is None
-            if partition in held_back or (partition in self._paused and is_record):
+            if partition in self._paused and message.error() is None:
                 held_back.setdefault(partition, message.offset() or 0)
-                continue  # an end that follows is not reached yet
+                continue
+            if partition in held_back and _is_end(message):
+                continue  # not reached yet
             kept.append(message)
         for partition, offset in held_back.items():
             self.seek(partition, offset)
@@ -328,14 +329,11 @@ class KafkaConsumer:
         events = [message for message in messages if message.error() is not None]
         if events:
             messages = [message for message in messages if message.error() is None]
-        ends: dict[TopicPartition, int] = {}
+        # The only word of a control record at the end of a log, which is passed as well.
+        ends = {partition_of(each): each.offset() or 0 for each in events if _is_end(each)}
         for message in events:
-            error = message.error()
-            if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                # The only word of a control record at the end of the log, which is passed as well.
-                ends[partition_of(message)] = message.offset() or 0
-            else:
-                self._on_event(message, error)
+            if not _is_end(message):
+                self._on_event(message, message.error())
         self._positions |= ends
         found = list(runs(messages))
         for partition, run in found:
@@ -459,6 +457,12 @@ class KafkaConsumer:
     def _translating(self, doing: str) -> AbstractContextManager[None]:
         group = f" of group {self._config.group}" if self._config.group else ""
         return self._connections.translating(doing + group)
+
+
+def _is_end(message: Message) -> bool:
+    """Whether it says that the end of a partition's log is reached."""
+    error = message.error()
+    return error is not None and error.code() == KafkaError._PARTITION_EOF
 
 
 class _Run:
