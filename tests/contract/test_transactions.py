@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from uuid import uuid4
 
@@ -223,6 +225,27 @@ def test_a_fenced_producer_does_not_disturb_its_successor(
     first.close()
     second.commit({}, reader)
     assert texts(reader, TopicPartition(topic, 0)) == ["successor"]
+
+
+def test_a_fenced_producer_is_gone_when_it_is_closed(broker, unique_topic, reader):
+    """With its threads and connections: the worker behind it goes on in the same process."""
+    topic = unique_topic(partitions=1)
+    first = broker.transactional_producer(ProducerConfig(), topic)
+    first.begin()
+    first.send(values(topic, 0, "1", "2", "3"))
+    broker.transactional_producer(ProducerConfig(), topic).close()
+    with suppress(FencedError):  # when it is told is the broker's affair
+        first.send(values(topic, 0, "4", "5"))
+        first.commit({}, reader)
+    first.close()
+    remains = weakref.ref(first)
+    del first
+    for _ in patiently():  # the thread of its last call may have to end yet
+        gc.collect()
+        if remains() is None:
+            return
+        time.sleep(0.1)
+    raise AssertionError("it is not gone")
 
 
 def test_a_partition_that_was_revoked_cannot_be_committed(

@@ -104,14 +104,27 @@ def configuring(kafka: KafkaConfig) -> Iterator[None]:
 @contextmanager
 def kafka_exceptions() -> Iterator[None]:
     """A fatal error of librdkafka's comes out of whatever call serves its callbacks; of one that
-    had a result already, Python makes a `SystemError`."""
+    had a result already, Python makes a `SystemError`.
+
+    Before Python 3.12, confluent_kafka never lets go of such a `SystemError`, nor of an exception
+    that is being handled while it raises one. Their frames hold the client with its threads and
+    connections, and the worker around it: so the first lose theirs, and no call that may raise is
+    made in an `except`."""
     try:
         yield
     except SystemError as exc:
-        if isinstance(exc.__cause__, KafkaException):
-            raise exc.__cause__ from None
+        cause = exc.__cause__
+        _forget_frames(exc, cause)
+        if isinstance(cause, KafkaException):
+            raise KafkaException(*cause.args) from None
         # The error itself was lost on its way: seen of a flush when the producer was fenced.
-        raise KafkaException(KafkaError(KafkaError._FATAL, str(exc), fatal=True)) from exc
+        raise KafkaException(KafkaError(KafkaError._FATAL, str(exc), fatal=True)) from None
+
+
+def _forget_frames(*errors: BaseException | None) -> None:
+    for error in errors:
+        if error is not None:
+            error.__traceback__ = None
 
 
 def error_of(exc: KafkaException) -> KafkaError:

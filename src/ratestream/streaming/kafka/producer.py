@@ -102,32 +102,41 @@ class KafkaProducer:
         self.connections.forget()
 
     def _produce(self, records: Sequence[OutgoingRecord]) -> None:
-        produce, queued = self.client.produce, 0
-        reports = self._on_delivery, self._on_delivery_to_named
+        queued = self._queue(records)
         deadline = time.monotonic() + self._bound.seconds
         while queued < len(records):
-            try:
-                for record in records[queued:]:
-                    partition = record.partition
-                    produce(  # by position, which is read faster
-                        record.topic,
-                        record.value,
-                        record.key,
-                        -1 if partition is None else partition,
-                        reports[partition is not None],
-                        None,
-                        record.timestamp or 0,
-                        list(record.headers) if record.headers else None,
-                    )
-                    queued += 1
-            except BufferError:
-                if time.monotonic() > deadline:
-                    raise BrokerError(self._full()) from None
-                self.client.poll(RETRY_SECONDS)
-            except KafkaException as exc:
-                self.client.poll(0)  # raises the cause of a fatal error, which `exc` does not know
-                doing = f"sending to topic {records[queued].topic}"
-                raise self.connections.error(doing, error_of(exc)) from exc
+            if time.monotonic() > deadline:
+                raise BrokerError(self._full())
+            self.client.poll(RETRY_SECONDS)
+            queued += self._queue(records[queued:])
+
+    def _queue(self, records: Sequence[OutgoingRecord]) -> int:
+        """How many of them, from the first on, librdkafka's buffer had room for."""
+        produce, queued = self.client.produce, 0
+        reports = self._on_delivery, self._on_delivery_to_named
+        try:
+            for record in records:
+                partition = record.partition
+                produce(  # by position, which is read faster
+                    record.topic,
+                    record.value,
+                    record.key,
+                    -1 if partition is None else partition,
+                    reports[partition is not None],
+                    None,
+                    record.timestamp or 0,
+                    list(record.headers) if record.headers else None,
+                )
+                queued += 1
+        except BufferError:
+            return queued
+        except KafkaException as exc:
+            failure = exc
+        else:
+            return queued
+        self.client.poll(0)  # raises the cause of a fatal error, which `failure` does not know
+        doing = f"sending to topic {records[queued].topic}"
+        raise self.connections.error(doing, error_of(failure)) from failure
 
     def _full(self) -> str:
         config = self._config

@@ -154,8 +154,10 @@ class KafkaTransactionalProducer:
     def _flush(self) -> None:
         try:
             self._ends |= self._records.flush()
+            return
         except DeliveryError as error:
-            raise self._refusal() or error from error
+            failure = error
+        raise self._refusal() or failure
 
     def _refusal(self) -> AccessError | None:
         """Why the records were dropped, if it is that Kafka refuses one of their topics. librdkafka
