@@ -7,14 +7,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer
+from confluent_kafka import TopicPartition as Assigned
 from confluent_kafka.admin import AdminClient
 from rich.console import Console
 
@@ -30,15 +31,19 @@ from benchmarks.stage import stage
 from benchmarks.streams import only_for_now
 from ratestream.rates.averages import mean, push
 from ratestream.streaming import App, WorkerConfig
+from ratestream.streaming.kafka.partitions import partition_of
 from ratestream.streaming.outbox import BufferedOutbox
 from ratestream.streaming.streams import Agent, Event, Rejections, RunningAgent, Stream
-from ratestream.streaming.types import Record, RecordRun
+from ratestream.streaming.types import Record, RecordRun, TopicPartition
 
 _RECORDS = 10_000
 _PAIRS = 200
+_MANY_PAIRS = 100_000
 _TOPIC = "steps"
 _WAIT_SECONDS = 30.0
 _FLUSH_SECONDS = 60.0
+
+_ends: dict[TopicPartition, int] = {}
 
 AgentFunction = Callable[[Stream[Quote]], Awaitable[None]]
 
@@ -52,8 +57,10 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})
         with only_for_now(admin, _TOPIC, folder / _TOPIC):
             fill(bootstrap, _TOPIC, Quotes(_RECORDS * options.repetitions, _PAIRS).messages())
-            steps = Steps(bootstrap, folder / "tables", options.repetitions)
-            subjects = [Subject(name, step) for name, step in steps.all().items()]
+            few = Steps(bootstrap, folder / "few", options.repetitions, _PAIRS)
+            many = Steps(bootstrap, folder / "many", options.repetitions, _MANY_PAIRS)
+            steps = few.all() | many.of_many_keys()
+            subjects = [Subject(name, step) for name, step in steps.items()]
             found = measure(subjects, options.rounds, progress, "steps")
     return Report("steps", {"repetitions": options.repetitions}, found)
 
@@ -64,9 +71,10 @@ class Least:
 
     seconds: float = float("inf")
 
-    def of(self, work: Callable[[], object]) -> None:
+    @contextmanager
+    def timing(self) -> Iterator[None]:
         before = time.thread_time()
-        work()
+        yield
         self.seconds = min(self.seconds, time.thread_time() - before)
 
     def figures(self) -> Figures:
@@ -76,7 +84,7 @@ class Least:
 class Steps:
     """By name; each returns what it cost."""
 
-    def __init__(self, bootstrap: str, folder: Path, repetitions: int) -> None:
+    def __init__(self, bootstrap: str, folder: Path, repetitions: int, pairs: int) -> None:
         self._bootstrap = bootstrap
         self._repetitions = repetitions
         self._app = App("steps")
@@ -85,7 +93,7 @@ class Steps:
         ours.stateful(self._app, given)
         self._table = self._app.tables["windows"]
         self._table.open(0, folder, "cluster/changelog")
-        messages = list(Quotes(_RECORDS, _PAIRS).messages())
+        messages = list(Quotes(_RECORDS, pairs).messages())
         self._run = RecordRun(
             [Record("in", 0, at, m.key.encode(), m.value, 0) for at, m in enumerate(messages)]
         )
@@ -120,10 +128,22 @@ class Steps:
             "the agent of the job": lambda: self._agent(agent.function),
         }
 
+    def of_many_keys(self) -> dict[str, Callable[[], Figures]]:
+        """What a table costs besides when nearly every record of a commit has another key, and
+        none of them is in its cache. An entry has ten prices."""
+        self._table.cache_entries = 1
+        return {
+            "many keys: make the changelog's records": lambda: self._fed(self._writes)["changelog"],
+            "many keys: write the store": lambda: self._fed(self._writes)["store"],
+            "many keys: an agent that reads the store": lambda: self._agent(self._reads),
+            "librdkafka: produce, with a report that is looked at": lambda: self._produce(_look),
+        }
+
     def _least(self, work: Callable[[], object]) -> Figures:
         least = Least()
         for _ in range(self._repetitions):
-            least.of(work)
+            with least.timing():
+                work()
         return least.figures()
 
     def _decode(self) -> list[Any]:
@@ -133,22 +153,31 @@ class Steps:
         return list(map(Event, self._run.keys, self._quotes, repeat(self._run), count()))
 
     def _agent(self, function: AgentFunction) -> Figures:
-        return asyncio.run(self._fed(replace(self._app.agents[0], function=function)))
+        return self._fed(function)["agent"]
 
-    async def _fed(self, agent: Agent) -> Figures:
-        outbox, least, events = BufferedOutbox(WorkerConfig()), Least(), self._events()
+    def _fed(self, function: AgentFunction) -> dict[str, Figures]:
+        """What the agent costs, and what committing to the table does after it."""
+        return asyncio.run(self._feed(replace(self._app.agents[0], function=function)))
+
+    async def _feed(self, agent: Agent) -> dict[str, Figures]:
+        outbox, events = BufferedOutbox(WorkerConfig()), self._events()
+        least = {"agent": Least(), "changelog": Least(), "store": Least()}
         running = RunningAgent(agent, outbox, Rejections("steps", None))
         await asyncio.sleep(0)
         for _ in range(self._repetitions):
-            before = time.thread_time()
-            running.stream.feed(events)
-            await running.stream.wait_idle()
-            least.seconds = min(least.seconds, time.thread_time() - before)
+            with least["agent"].timing():
+                running.stream.feed(events)
+                await running.stream.wait_idle()
             outbox.take()
-            for changes in self._table.take_changes():
-                self._table.commit(changes, 1)
+            with least["changelog"].timing():
+                changes = self._table.take_changes()
+                for each in changes:
+                    each.records()
+            with least["store"].timing():
+                for each in changes:
+                    self._table.commit(each, 1)
         await running.cancel(_WAIT_SECONDS)
-        return least.figures()
+        return {name: each.figures() for name, each in least.items()}
 
     async def _reads(self, stream: Stream[Quote]) -> None:
         async for quote in stream:
@@ -167,11 +196,12 @@ class Steps:
         settings = {"bootstrap.servers": self._bootstrap, "group.id": "steps"}
         least = Least()
         with closing(Consumer(settings | {"log_level": 2})) as consumer:
-            consumer.assign([TopicPartition(_TOPIC, number, 0) for number in range(8)])
+            consumer.assign([Assigned(_TOPIC, number, 0) for number in range(8)])
             time.sleep(1.0)  # they are fetched: what is measured is their way into Python
             for _ in range(self._repetitions // 2):
-                found: list[Message] = []
-                least.of(lambda found=found: found.extend(_consumed(consumer)))  # type: ignore[misc]
+                with least.timing():
+                    found = _consumed(consumer)
+                del found
         return least.figures()
 
     def _produce(self, report: Callable[..., None] | None) -> Figures:
@@ -187,6 +217,11 @@ class Steps:
                 raise BenchmarkError(f"not acknowledged within {_FLUSH_SECONDS} s")
 
         return self._least(produce)
+
+
+def _look(_: KafkaError | None, message: Message) -> None:
+    """As the producer does for the records of changelogs."""
+    _ends[partition_of(message)] = (message.offset() or 0) + 1
 
 
 async def _nothing(stream: Stream[Quote]) -> None:
