@@ -189,10 +189,11 @@ class KafkaConsumer:
         """librdkafka stops a partition that is out of range, and a stopped one cannot seek."""
         try:
             self._client.seek(target)
+            return
         except KafkaException as exc:
             if error_of(exc).code() != KafkaError._STATE:
                 raise
-            self._start_again(target)
+        self._start_again(target)
 
     def position(self, partition: TopicPartition) -> int | None:
         return self._positions.get(partition)
@@ -238,10 +239,10 @@ class KafkaConsumer:
             except KafkaException as exc:
                 if error_of(exc).code() not in LEADER_CHANGED:
                     raise
-                # The admin client keeps the leaders it knew until it is made to look again.
-                for topic in {each.topic for each in partitions}:
-                    self._admin.client.list_topics(topic, timeout=timeout)
-                return ask()
+            # The admin client keeps the leaders it knew until it is made to look again.
+            for topic in {each.topic for each in partitions}:
+                self._admin.client.list_topics(topic, timeout=timeout)
+            return ask()
 
     def committed(
         self, partitions: Sequence[TopicPartition], timeout: float = 10.0
