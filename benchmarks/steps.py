@@ -43,8 +43,6 @@ _TOPIC = "steps"
 _WAIT_SECONDS = 30.0
 _FLUSH_SECONDS = 60.0
 
-_ends: dict[TopicPartition, int] = {}
-
 AgentFunction = Callable[[Stream[Quote]], Awaitable[None]]
 
 
@@ -59,7 +57,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
             fill(bootstrap, _TOPIC, Quotes(_RECORDS * options.repetitions, _PAIRS).messages())
             few = Steps(bootstrap, folder / "few", options.repetitions, _PAIRS)
             many = Steps(bootstrap, folder / "many", options.repetitions, _MANY_PAIRS)
-            steps = few.all() | many.of_many_keys()
+            steps = few.of_few_keys() | many.of_many_keys()
             subjects = [Subject(name, step) for name, step in steps.items()]
             found = measure(subjects, options.rounds, progress, "steps")
     return Report("steps", {"repetitions": options.repetitions}, found)
@@ -104,7 +102,7 @@ class Steps:
             for q in self._quotes
         ]
 
-    def all(self) -> dict[str, Callable[[], Figures]]:
+    def of_few_keys(self) -> dict[str, Callable[[], Figures]]:
         topics, encode = self._app.topics, self._app.topics["out"].value_codec.encode
         (agent,) = self._app.agents
         return {
@@ -132,11 +130,17 @@ class Steps:
         """What a table costs besides when nearly every record of a commit has another key, and
         none of them is in its cache. An entry has ten prices."""
         self._table.cache_entries = 1
+        ends: dict[TopicPartition, int] = {}
+
+        def look(_: KafkaError | None, message: Message) -> None:
+            """As the producer does for the records of changelogs."""
+            ends[partition_of(message)] = (message.offset() or 0) + 1
+
         return {
             "many keys: make the changelog's records": lambda: self._fed(self._writes)["changelog"],
             "many keys: write the store": lambda: self._fed(self._writes)["store"],
             "many keys: an agent that reads the store": lambda: self._agent(self._reads),
-            "librdkafka: produce, with a report that is looked at": lambda: self._produce(_look),
+            "librdkafka: produce, with a report that is looked at": lambda: self._produce(look),
         }
 
     def _least(self, work: Callable[[], object]) -> Figures:
@@ -217,11 +221,6 @@ class Steps:
                 raise BenchmarkError(f"not acknowledged within {_FLUSH_SECONDS} s")
 
         return self._least(produce)
-
-
-def _look(_: KafkaError | None, message: Message) -> None:
-    """As the producer does for the records of changelogs."""
-    _ends[partition_of(message)] = (message.offset() or 0) + 1
 
 
 async def _nothing(stream: Stream[Quote]) -> None:

@@ -240,12 +240,12 @@ def test_a_fenced_producer_is_gone_when_it_is_closed(broker, unique_topic, reade
     first.close()
     remains = weakref.ref(first)
     del first
-    for _ in patiently():  # the thread of its last call may have to end yet
+
+    def is_gone() -> bool:
         gc.collect()
-        if remains() is None:
-            return
-        time.sleep(0.1)
-    raise AssertionError("it is not gone")
+        return remains() is None
+
+    poll_until(is_gone)  # the thread of its last call may have to end yet
 
 
 def test_a_partition_that_was_revoked_cannot_be_committed(

@@ -114,17 +114,13 @@ def kafka_exceptions() -> Iterator[None]:
         yield
     except SystemError as exc:
         cause = exc.__cause__
-        _forget_frames(exc, cause)
+        for kept in (exc, cause):
+            if kept is not None:
+                kept.__traceback__ = None
         if isinstance(cause, KafkaException):
             raise KafkaException(*cause.args) from None
         # The error itself was lost on its way: seen of a flush when the producer was fenced.
-        raise KafkaException(KafkaError(KafkaError._FATAL, str(exc), fatal=True)) from None
-
-
-def _forget_frames(*errors: BaseException | None) -> None:
-    for error in errors:
-        if error is not None:
-            error.__traceback__ = None
+        raise KafkaException(KafkaError(KafkaError._FATAL, str(exc), fatal=True)) from exc
 
 
 def error_of(exc: KafkaException) -> KafkaError:

@@ -102,8 +102,8 @@ class KafkaProducer:
         self.connections.forget()
 
     def _produce(self, records: Sequence[OutgoingRecord]) -> None:
-        queued = self._queue(records)
         deadline = time.monotonic() + self._bound.seconds
+        queued = self._queue(records)
         while queued < len(records):
             if time.monotonic() > deadline:
                 raise BrokerError(self._full())
@@ -128,12 +128,11 @@ class KafkaProducer:
                     list(record.headers) if record.headers else None,
                 )
                 queued += 1
+            return queued
         except BufferError:
             return queued
         except KafkaException as exc:
             failure = exc
-        else:
-            return queued
         self.client.poll(0)  # raises the cause of a fatal error, which `failure` does not know
         doing = f"sending to topic {records[queued].topic}"
         raise self.connections.error(doing, error_of(failure)) from failure

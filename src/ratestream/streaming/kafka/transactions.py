@@ -157,7 +157,7 @@ class KafkaTransactionalProducer:
             return
         except DeliveryError as error:
             failure = error
-        raise self._refusal() or failure
+        raise self._refusal() or failure from failure
 
     def _refusal(self) -> AccessError | None:
         """Why the records were dropped, if it is that Kafka refuses one of their topics. librdkafka
